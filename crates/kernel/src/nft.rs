@@ -19,6 +19,7 @@ pub(crate) mod members;
 mod missing;
 mod observe;
 pub(crate) mod others;
+mod parted;
 mod probe;
 mod read;
 mod set;
@@ -32,6 +33,7 @@ use ruleset::{Hook, Ruleset, listed};
 pub use error::Error;
 pub(crate) use error::is_absent;
 pub use missing::{KernelPart, MissingPart, Release};
+pub use parted::{PartedTable, Thoroughness};
 pub(crate) use probe::touch;
 pub use probe::{Support, probe};
 pub(crate) use uapi::generation;
@@ -241,15 +243,19 @@ fn attached_alike(one: &Ruleset, other: &Ruleset) -> bool {
 
 fn cleanup(_: &Inside, layers: &[Ruleset]) -> Result<Change, Error> {
     let Some(mut socket) = open_if_supported()? else { return Ok(Change::None) };
+    cleanup_over(&mut socket, layers)
+}
+
+fn cleanup_over(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<Change, Error> {
     for _ in 0..TRIES {
-        let listed = list_tables(&mut socket, family::INET)?;
+        let listed = list_tables(socket, family::INET)?;
         let owned: Vec<_> = layers.iter().flat_map(|layer| observe::owned(layer, &listed)).collect();
         if owned.is_empty() {
             return Ok(Change::None);
         }
         let mut batch = Batch::new(layers);
         owned.iter().for_each(|of| batch.delete_table(*of));
-        match batch.run(&mut socket) {
+        match batch.run(socket) {
             Ok(()) => return Ok(Change::Fresh),
             Err(failure) if failure.is_race() => {}
             Err(failure) => return Err(failure.among(&ours(layers, &listed))),

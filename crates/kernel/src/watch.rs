@@ -20,6 +20,7 @@ use ruleset::{Family, Plan};
 
 use events::LastTransaction;
 pub use events::{Noticed, RulesetCommit};
+pub(crate) use events::{open_netfilter, read_commits};
 use legacy::LegacyContent;
 pub(crate) use legacy::{LegacySocket, LegacyTables};
 pub use probe::{EventSupport, probe};

@@ -8,6 +8,8 @@ mod content;
 mod growth;
 #[path = "deltas/guard.rs"]
 mod guard;
+#[path = "deltas/node.rs"]
+mod node;
 #[path = "deltas/rules.rs"]
 mod rules;
 #[path = "deltas/support.rs"]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::rule::{Chain, Table};
-use crate::set::{Contents, Set, SetDelta};
+use crate::set::{Contents, Key, Set, SetDelta};
 
 /// What is to be different in a table, all in one transaction. Regular chains and sets are named by what they mean, so that what is not named here
 /// stays as it is, with its counts.
@@ -15,6 +15,8 @@ pub struct TableDelta {
     pub chains: Vec<Chain>,
     /// What comes into kept sets and leaves them.
     pub members: BTreeMap<String, SetDelta>,
+    /// Keys of kept verdict maps that are among the added ones and lead elsewhere before.
+    pub replaced: BTreeMap<String, Vec<Key>>,
     /// Chains that go. Nothing leads to them afterwards.
     pub gone_chains: Vec<String>,
     /// Sets that go. No rule looks into them afterwards.
@@ -27,7 +29,7 @@ impl TableDelta {
     /// Whether it changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { sets, chains, members, gone_chains, gone_sets } = self;
+        let Self { sets, chains, members, replaced: _, gone_chains, gone_sets } = self;
         sets.is_empty()
             && chains.is_empty()
             && members.values().all(SetDelta::is_empty)

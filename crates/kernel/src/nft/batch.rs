@@ -1,6 +1,7 @@
 //! One transaction: the messages, and whose fault an answer is.
 
 mod object;
+mod parts;
 
 use ruleset::{Base, Chain, Rule, Ruleset, Set, Table};
 

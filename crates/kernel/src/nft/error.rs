@@ -135,6 +135,7 @@ impl RefusedMessage<'_> {
                 | (
                     BatchObject::DeleteTable(_)
                         | BatchObject::DeleteRules(_)
+                        | BatchObject::DeleteRulesOf(..)
                         | BatchObject::DeleteChain(..)
                         | BatchObject::DeleteSet(..)
                         | BatchObject::DeleteCounter(..)

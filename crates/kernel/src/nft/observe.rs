@@ -12,7 +12,7 @@ use crate::difference::{Edit, align};
 use crate::netlink::{Error, NetlinkSocket};
 
 /// How many rules, sets and elements more than expected are read of a table: that it differs is certain then, and each takes time.
-const MORE: usize = 1000;
+pub(super) const MORE: usize = 1000;
 
 /// How many elements of the verdict maps that stay are read, to find those that lead to chains which do not: more than the pods of any node.
 const MOST_VERDICTS: usize = 1 << 17;
@@ -205,7 +205,7 @@ fn table_differences(
     Ok(())
 }
 
-fn same_base(expected: &ExpectedChain<'_>, listed: &NetlinkChain) -> bool {
+pub(super) fn same_base(expected: &ExpectedChain<'_>, listed: &NetlinkChain) -> bool {
     match (&expected.base, &listed.base) {
         (None, None) => true,
         (Some((kind, hook, priority)), Some((listed_kind, listed_hook, listed_priority, policy))) => {

@@ -100,6 +100,11 @@ impl LastTransaction {
     }
 }
 
+/// The transactions among events.
+pub(crate) fn read_commits(committed: &UnreadEvents) -> Noticed {
+    noticed(committed, &UnreadEvents::default())
+}
+
 pub(super) fn noticed(committed: &UnreadEvents, routing: &UnreadEvents) -> Noticed {
     Noticed {
         commits: committed.messages().filter_map(|message| RulesetCommit::read(&message)).collect(),
@@ -109,7 +114,7 @@ pub(super) fn noticed(committed: &UnreadEvents, routing: &UnreadEvents) -> Notic
 }
 
 /// Hears of the ends of transactions. What is in them is left out: a message for each element would not fit.
-pub(super) fn open_netfilter(_: &Inside) -> Result<NetlinkSocket, Error> {
+pub(crate) fn open_netfilter(_: &Inside) -> Result<NetlinkSocket, Error> {
     NetlinkSocket::keep(Some(NETFILTER), NFTABLES, |fd, port| {
         attach_filter(fd, &generations_and_answers(port));
     })

@@ -20,6 +20,7 @@ pub(in crate::nft) enum BatchObject<'a> {
     AddTable(TableOf<'a>),
     DeleteTable(TableOf<'a>),
     DeleteRules(TableOf<'a>),
+    DeleteRulesOf(TableOf<'a>, &'a str),
     DeleteChain(TableOf<'a>, &'a str),
     DeleteSet(TableOf<'a>, &'a str),
     DeleteCounter(TableOf<'a>, &'a str),
@@ -47,6 +48,7 @@ impl BatchObject<'_> {
             Self::AddTable(table)
             | Self::DeleteTable(table)
             | Self::DeleteRules(table)
+            | Self::DeleteRulesOf(table, _)
             | Self::DeleteChain(table, _)
             | Self::DeleteSet(table, _)
             | Self::DeleteCounter(table, _)
@@ -69,6 +71,9 @@ impl BatchObject<'_> {
             Self::AddTable(kind) => format!("add {}", table(kind)),
             Self::DeleteTable(kind) => format!("delete {}", table(kind)),
             Self::DeleteRules(kind) => format!("delete the rules of {}", table(kind)),
+            Self::DeleteRulesOf(kind, chain) => {
+                format!("delete the rules of chain {chain} of {}", table(kind))
+            }
             Self::DeleteChain(kind, chain) => format!("delete chain {chain} of {}", table(kind)),
             Self::DeleteCounter(kind, counter) => format!("delete counter {counter} of {}", table(kind)),
             Self::DeleteSet(kind, set) => format!("delete set {set} of {}", table(kind)),

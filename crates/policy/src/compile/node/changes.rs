@@ -182,10 +182,16 @@ impl NodeRules {
                     Some(now) => self.leads.insert(place, now.clone()),
                     None => self.leads.remove(&place),
                 };
+                let map = base::map(direction, family);
                 match now {
                     now if now == before => {}
-                    Some(now) => delta.of(base::map(direction, family)).add(lead(*address, now)),
-                    None => delta.of(base::map(direction, family)).remove(*address),
+                    Some(now) => {
+                        delta.of(map).add(lead(*address, now));
+                        if before.is_some() {
+                            delta.replaced.entry(map.to_owned()).or_default().push(Key::from(*address));
+                        }
+                    }
+                    None => delta.of(map).remove(*address),
                 }
             }
             match (touched.local.contains(address), self.claims.contains_key(address)) {

@@ -244,8 +244,11 @@ impl FollowedNode {
                 }
             };
             assert!(change.removed().all(|key| has(&key)), "{name}: something is not there");
-            let is_new = |one: &ruleset::Element| set.is_map() || !has(&one.key);
-            assert!(change.added().all(|one| is_new(&one)), "{name}: something is there");
+            let replaced = delta.replaced.get(name).map(Vec::as_slice).unwrap_or_default();
+            assert!(
+                change.added().all(|one| has(&one.key) == replaced.contains(&one.key)),
+                "{name}: something is there"
+            );
         }
         delta.apply(&mut self.table, &mut self.contents);
         let rules = Ruleset {

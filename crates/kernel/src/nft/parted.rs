@@ -1,0 +1,142 @@
+//! A table that is changed by parts: chains and sets come and go while everything else stays as it is.
+//!
+//! What is wanted of it is known as a whole, too, so that what the kernel has can be compared with that at any time, and only what differs is written.
+
+mod compare;
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use netns::{Inside, InsideHost};
+use ruleset::{Contents, Ruleset, Table, TableDelta};
+
+use super::batch::{Batch, TableOf};
+use super::{Error, cleanup_over, list_tables, question};
+use crate::Change;
+use crate::netlink::NetlinkSocket;
+use crate::watch::{Noticed, open_netfilter, read_commits};
+pub use compare::Thoroughness;
+use compare::{Comparison, compare};
+
+use super::uapi::family;
+
+/// How often what differs is found anew, because somebody changes the table meanwhile, before all of it is written.
+const TRIES: usize = 3;
+
+/// A table of the node's namespace, over sockets that stay there.
+pub struct PartedTable {
+    socket: NetlinkSocket,
+    hears: NetlinkSocket,
+}
+
+// === impl PartedTable ===
+
+impl PartedTable {
+    /// Opens the sockets. Nothing is made or changed; transactions are heard from now on.
+    ///
+    /// # Errors
+    /// The kernel has no nf_tables, or no descriptor is left.
+    pub fn open(inside: &InsideHost<'_>) -> Result<Self, Error> {
+        Self::open_inside(inside.inside())
+    }
+
+    fn open_inside(inside: &Inside) -> Result<Self, Error> {
+        let hears = open_netfilter(inside)
+            .map_err(|e| Error::of_question("hear transactions of nf_tables".to_owned(), e))?;
+        Ok(Self { socket: super::open()?, hears })
+    }
+
+    /// To wait for: readable when somebody has committed something.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.hears.as_fd()
+    }
+
+    /// What was committed since the last call. Never waits.
+    ///
+    /// # Errors
+    /// The socket cannot be read.
+    pub fn heard(&mut self) -> Result<Noticed, Error> {
+        let heard = self.hears.hear();
+        self.hears.rest();
+        heard
+            .map(|events| read_commits(&events))
+            .map_err(|e| Error::of_question("read events of nf_tables".to_owned(), e))
+    }
+
+    /// Makes what the kernel has equal to the only table of `wanted` with these members, whatever is there. What is equal already is not
+    /// touched. New sets and members come first, then rules and where maps lead, in one transaction, and last members and sets go.
+    ///
+    /// # Errors
+    /// The kernel refused; or it could not be asked.
+    pub fn ensure(
+        &mut self,
+        wanted: &Ruleset,
+        contents: &Contents,
+        thoroughness: Thoroughness,
+    ) -> Result<Change, Error> {
+        let [table] = &wanted.tables[..] else { return self.remove(wanted) };
+        let mut changed = Change::None;
+        for _ in 0..TRIES {
+            let compared = compare(&mut self.socket, wanted, table, contents, thoroughness)
+                .map_err(|e| question(&format!("compare the table of {}", wanted.owner), e))?;
+            let deltas = match compared {
+                Comparison::Missing => {
+                    self.load(wanted, table, contents, false)?;
+                    return Ok(Change::Fresh);
+                }
+                Comparison::Anew => break,
+                Comparison::Parts(deltas) => deltas,
+            };
+            if deltas.is_empty() {
+                return Ok(changed);
+            }
+            let done = deltas.iter().try_for_each(|delta| self.change(wanted, delta));
+            changed = Change::Replaced;
+            if done.is_ok() {
+                return Ok(changed);
+            }
+        }
+        self.load(wanted, table, contents, true)?;
+        Ok(Change::Replaced)
+    }
+
+    /// Changes a part, in one transaction. `of` says which table.
+    ///
+    /// # Errors
+    /// The kernel did none of it; what it has may be other than is thought.
+    pub fn change(&mut self, of: &Ruleset, delta: &TableDelta) -> Result<(), Error> {
+        let [table] = &of.tables[..] else { return Ok(()) };
+        let place = TableOf { owner: &of.owner, kind: table.kind };
+        let mut batch = Batch::new(std::slice::from_ref(of));
+        batch.change_table(place, delta);
+        batch.run(&mut self.socket).map_err(Error::from)
+    }
+
+    /// Removes the owner's tables in one transaction.
+    ///
+    /// # Errors
+    /// Something is there still.
+    pub fn remove(&mut self, of: &Ruleset) -> Result<Change, Error> {
+        cleanup_over(&mut self.socket, std::slice::from_ref(of))
+    }
+
+    /// Makes all of it in one transaction.
+    fn load(
+        &mut self,
+        wanted: &Ruleset,
+        table: &Table,
+        contents: &Contents,
+        is_there: bool,
+    ) -> Result<(), Error> {
+        let place = TableOf { owner: &wanted.owner, kind: table.kind };
+        let mut batch = Batch::new(std::slice::from_ref(wanted));
+        if is_there {
+            batch.delete_table(place);
+        }
+        batch.add_tables(wanted, &[]);
+        batch.fill(place, table, contents);
+        let Err(refused) = batch.run(&mut self.socket) else { return Ok(()) };
+        let listed = list_tables(&mut self.socket, family::INET)?;
+        Err(refused.among(&super::ours(std::slice::from_ref(wanted), &listed)))
+    }
+}

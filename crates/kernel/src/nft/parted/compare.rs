@@ -1,0 +1,204 @@
+//! What a table lacks, and has too much, as changes of its parts.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ruleset::{Chain, Contents, Element, Ruleset, Set, SetDelta, Table, TableDelta};
+
+use super::super::batch::TableOf;
+use super::super::expected::{self, ExpectedTable};
+use super::super::list::{self, ListedSet, NetlinkRule};
+use super::super::observe::{MORE, same_base};
+use super::super::set::{WireElement, members_of};
+use super::super::uapi::{family, set as set_uapi};
+use crate::netlink::{Error, NetlinkSocket};
+
+/// How many more elements than are wanted are read, before the table is made anew.
+const MORE_ELEMENTS: usize = 1 << 16;
+
+/// How much is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Thoroughness {
+    /// All.
+    Everything,
+    /// All but the members of sets. What is flushed or deleted whole is found, in a time that does not go by the number of members.
+    Rules,
+}
+
+/// What is to be done.
+pub(super) enum Comparison {
+    /// The table is not there.
+    Missing,
+    /// It is attached in another way, asleep, or has so much in it that it is not worth while to say what.
+    Anew,
+    /// These transactions, one after the other.
+    Parts(Vec<TableDelta>),
+}
+
+/// What the kernel has.
+struct Held {
+    chains: Vec<String>,
+    rules: HashMap<String, Vec<NetlinkRule>>,
+    sets: Vec<ListedSet>,
+}
+
+pub(super) fn compare(
+    socket: &mut NetlinkSocket,
+    wanted: &Ruleset,
+    table: &Table,
+    contents: &Contents,
+    thoroughness: Thoroughness,
+) -> Result<Comparison, Error> {
+    let place = TableOf { owner: &wanted.owner, kind: table.kind };
+    match list::tables(socket, family::INET)?.iter().find(|listed| listed.name == place.name()) {
+        None => return Ok(Comparison::Missing),
+        Some(listed) if listed.dormant => return Ok(Comparison::Anew),
+        Some(_) => {}
+    }
+    let Some(expected) = expected::planned(wanted).pop() else { return Ok(Comparison::Anew) };
+    let Some(held) = held(socket, &expected, table, contents, thoroughness)? else {
+        return Ok(Comparison::Anew);
+    };
+    let [mut gains, mut changes, mut losses] = <[TableDelta; 3]>::default();
+    if !compare_chains(&expected, table, &held, &mut changes)
+        || !compare_sets(&expected, table, &held, [&mut gains, &mut changes, &mut losses], contents)
+    {
+        return Ok(Comparison::Anew);
+    }
+    if thoroughness == Thoroughness::Everything {
+        for set in table.sets.iter().filter(|set| set.is_kept()) {
+            let Some(listed) = held.sets.iter().find(|listed| listed.name == set.name) else { continue };
+            compare_members(set, listed, contents, [&mut gains, &mut changes, &mut losses]);
+        }
+    }
+    let deltas = [gains, changes, losses].into_iter().filter(|delta| !delta.is_empty());
+    Ok(Comparison::Parts(deltas.collect()))
+}
+
+/// What there is; nothing where that is too much, or a base chain is not as it should be.
+fn held(
+    socket: &mut NetlinkSocket,
+    expected: &ExpectedTable<'_>,
+    table: &Table,
+    contents: &Contents,
+    thoroughness: Thoroughness,
+) -> Result<Option<Held>, Error> {
+    let name = &*expected.name;
+    let mut chains = list::chains(socket)?;
+    chains.retain(|chain| chain.table == name);
+    let is_wanted = |listed: &list::NetlinkChain| {
+        let planned = expected.chains.iter().find(|chain| chain.name == listed.name);
+        planned.map_or(listed.base.is_none(), |planned| same_base(planned, listed))
+    };
+    let rules: usize = expected.chains.iter().map(|chain| chain.rules.len()).sum();
+    let (messages, all_rules) = list::rules(socket, Some(name), rules + MORE)?;
+    let (mut sets, all_sets) = list::empty_sets(socket, Some(name), expected.sets.len() + rules + MORE)?;
+    if !(chains.iter().all(is_wanted) && all_rules && all_sets) {
+        return Ok(None);
+    }
+    // The elements of anonymous sets are parts of rules.
+    let anonymous: BTreeSet<String> =
+        sets.iter().filter(|set| is_anonymous(set)).map(|set| set.name.clone()).collect();
+    let is_read = |set: &str| thoroughness == Thoroughness::Everything || anonymous.contains(set);
+    let most: usize = table.sets.iter().map(|set| contents.of(&set.name).count()).sum();
+    let fixed: usize = expected.sets.iter().map(|set| set.elements.len()).sum();
+    if !list::fill(socket, name, &mut sets, most + fixed + MORE_ELEMENTS, is_read)? {
+        return Ok(None);
+    }
+    let mut by_chain: HashMap<String, Vec<NetlinkRule>> = HashMap::new();
+    for rule in list::read_rules(messages.iter(), &sets) {
+        by_chain.entry(rule.chain.clone()).or_default().push(rule);
+    }
+    let chains = chains.into_iter().map(|chain| chain.name).collect();
+    Ok(Some(Held { chains, rules: by_chain, sets }))
+}
+
+/// Whether parts of the table are enough: a base chain is there, or the table is made anew.
+fn compare_chains(
+    expected: &ExpectedTable<'_>,
+    table: &Table,
+    held: &Held,
+    changes: &mut TableDelta,
+) -> bool {
+    let there: BTreeSet<&str> = held.chains.iter().map(String::as_str).collect();
+    for planned in &expected.chains {
+        let rules = held.rules.get(&*planned.name).map(Vec::as_slice).unwrap_or_default();
+        let is_same = rules.len() == planned.rules.len()
+            && rules.iter().zip(&planned.rules).all(|(held, planned)| held.lowered == planned.lowered);
+        let is_there = there.contains(&*planned.name);
+        if is_there && is_same {
+            continue;
+        }
+        if planned.base.is_some() && !is_there {
+            return false;
+        }
+        let of_plan = |chain: &&Chain| chain.name == planned.name;
+        changes.chains.extend(table.chains.iter().find(of_plan).cloned());
+    }
+    let planned: BTreeSet<&str> = expected.chains.iter().map(|chain| &*chain.name).collect();
+    let gone = held.chains.iter().filter(|chain| !planned.contains(chain.as_str()));
+    changes.gone_chains.extend(gone.cloned());
+    true
+}
+
+/// Whether parts of the table are enough: no set is of another type or content than its name says.
+fn compare_sets(
+    expected: &ExpectedTable<'_>,
+    table: &Table,
+    held: &Held,
+    [gains, changes, losses]: [&mut TableDelta; 3],
+    contents: &Contents,
+) -> bool {
+    let named: HashMap<&str, &ListedSet> = held.sets.iter().map(|set| (set.name.as_str(), set)).collect();
+    let same = |one: &[WireElement], other: &[WireElement]| {
+        one.iter().map(WireElement::compared).eq(other.iter().map(WireElement::compared))
+    };
+    for (planned, set) in expected.sets.iter().zip(&table.sets) {
+        match named.get(&*planned.name) {
+            Some(listed) if listed.kind != planned.kind => return false,
+            // Nobody changes them without the rules, which are compared; they are read where everything is.
+            Some(listed) if planned.kind.is_fixed() && !listed.elements.is_empty() => {
+                if !same(&listed.elements, &planned.elements) {
+                    return false;
+                }
+            }
+            Some(_) => {}
+            None if planned.kind.is_fixed() || set.is_map() => changes.sets.push(set.clone()),
+            None => gains.sets.push(set.clone()),
+        }
+        if !named.contains_key(&*planned.name) && set.is_kept() {
+            let delta = if set.is_map() { &mut *changes } else { &mut *gains };
+            contents.of(&set.name).for_each(|member| delta.of(&*set.name).add(member.clone()));
+        }
+    }
+    let planned: BTreeSet<&str> = expected.sets.iter().map(|set| &*set.name).collect();
+    let gone = held.sets.iter().filter(|set| !is_anonymous(set) && !planned.contains(set.name.as_str()));
+    losses.gone_sets.extend(gone.map(|set| set.name.clone()));
+    true
+}
+
+fn compare_members(
+    set: &Set,
+    listed: &ListedSet,
+    contents: &Contents,
+    [gains, changes, losses]: [&mut TableDelta; 3],
+) {
+    let held = members_of(set.keys, listed.elements.clone());
+    let wanted: Vec<Element> = contents.of(&set.name).cloned().collect();
+    let delta = SetDelta::between(&held, &wanted);
+    if delta.is_empty() {
+        return;
+    }
+    if set.is_map() {
+        let there: BTreeSet<_> = held.iter().map(|element| element.key).collect();
+        let replaced = delta.added().map(|element| element.key).filter(|key| there.contains(key));
+        changes.replaced.insert(set.name.to_string(), replaced.collect());
+        changes.members.insert(set.name.to_string(), delta);
+        return;
+    }
+    delta.added().for_each(|element| gains.of(&*set.name).add(element));
+    delta.removed().for_each(|key| losses.of(&*set.name).remove(key));
+}
+
+fn is_anonymous(set: &ListedSet) -> bool {
+    set.kind.flags & set_uapi::ANONYMOUS != 0
+}

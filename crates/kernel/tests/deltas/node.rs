@@ -1,0 +1,313 @@
+//! Policies in a node's namespace, with real packets: two pods of the node and a client outside, behind what a service proxy does.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use kernel::Change;
+use kernel::nft::{PartedTable, Thoroughness};
+use netns::Host;
+use policy::compile::{Established, NodeRules, NodeSettings};
+use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex};
+use policy::{PlainPod, PlainWorld, PolicyTerms};
+use ruleset::Ruleset;
+use rustix::event::{PollFd, PollFlags, poll};
+use serde_json::{Value, json};
+use testkit::TestNetns;
+use testkit::probe::{Flow, Listener, Listeners};
+
+use crate::support::sh;
+
+/// A packet that is dropped costs the whole of it.
+const PATIENCE: Duration = Duration::from_millis(250);
+const TABLE: &str = "inet istio-policy-mangle";
+
+/// What a service proxy does: two Services, and a port of the node whose clients' addresses are changed.
+const PROXY: &str = "
+table ip proxy {
+  chain pre { type nat hook prerouting priority -100 ;
+    ip daddr 10.96.0.10 tcp dport 80 dnat to 10.1.0.3:8080
+    ip daddr 10.96.0.11 tcp dport 80 dnat to 10.1.0.2:8080
+    ip daddr 192.0.2.1 tcp dport 30080 meta mark set 0x4000 dnat to 10.1.0.3:8080
+  }
+  chain post { type nat hook postrouting priority 100 ;
+    meta mark 0x4000 counter masquerade
+    ip saddr 10.1.0.2 ip daddr 10.1.0.2 masquerade
+  }
+}";
+
+/// The node with its pods `a` (10.1.0.2) and `b` (10.1.0.3), and a client outside (192.0.2.9).
+struct Lab {
+    node: TestNetns,
+    a: TestNetns,
+    b: TestNetns,
+    outside: TestNetns,
+    world: PlainWorld,
+    index: PolicyIndex,
+    rules: NodeRules,
+    table: PartedTable,
+    _listeners: Vec<Listeners>,
+}
+
+fn link(node: &TestNetns, other: &TestNetns, name: &str, addresses: [&str; 2], routes: &[&str]) {
+    let path = other.path().display();
+    node.ip(&[format!("link add {name} type veth peer name eth0 netns {path}")]).unwrap();
+    node.ip(&[format!("address add {} dev {name}", addresses[0]), format!("link set {name} up")]).unwrap();
+    other.ip(&[format!("address add {} dev eth0", addresses[1]), "link set eth0 up".to_owned()]).unwrap();
+    other.ip(routes).unwrap();
+}
+
+impl Lab {
+    fn new(settings: NodeSettings) -> Self {
+        let [node, a, b, outside] = std::array::from_fn(|_| TestNetns::new().unwrap());
+        node.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+        let routes = ["route add 10.1.0.1 dev eth0", "route add default via 10.1.0.1"];
+        link(&node, &a, "pod-a", ["10.1.0.1/32", "10.1.0.2/32"], &routes);
+        link(&node, &b, "pod-b", ["10.1.0.1/32", "10.1.0.3/32"], &routes);
+        let default = ["route add default via 192.0.2.1"];
+        link(&node, &outside, "out", ["192.0.2.1/24", "192.0.2.9/24"], &default);
+        node.ip(&["route add 10.1.0.2 dev pod-a", "route add 10.1.0.3 dev pod-b"]).unwrap();
+        node.nft(PROXY).unwrap();
+        let both = || [Listener::tcp(8080), Listener::tcp(9090)];
+        let listeners = [&node, &a, &b, &outside].map(|ns| Listeners::start(ns, both()).unwrap());
+        let host = Host::open(node.path()).unwrap();
+        let table = host.enter(PartedTable::open).unwrap().unwrap();
+        Self {
+            node,
+            a,
+            b,
+            outside,
+            world: PlainWorld::default(),
+            index: PolicyIndex::default(),
+            rules: NodeRules::new(settings),
+            table,
+            _listeners: listeners.into(),
+        }
+    }
+
+    /// With its pods and these policies: `b` lets `a` in, and `a` may reach nothing but `b`, both at port 8080.
+    fn isolated(settings: NodeSettings) -> Self {
+        let mut lab = Self::new(settings);
+        lab.put_pod("a", "10.1.0.2", &json!({"app": "a"}));
+        lab.put_pod("b", "10.1.0.3", &json!({"app": "b"}));
+        let port = json!([{"port": 8080}]);
+        lab.put_policy(
+            "b-in",
+            json!({"podSelector": {"matchLabels": {"app": "b"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": port}]}),
+        );
+        lab.put_policy(
+            "a-out",
+            json!({"podSelector": {"matchLabels": {"app": "a"}}, "policyTypes": ["Egress"],
+            "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "b"}}}], "ports": port}]}),
+        );
+        assert_eq!(lab.ensure(Thoroughness::Everything), Change::Fresh);
+        lab
+    }
+
+    fn ruleset(&self) -> Ruleset {
+        self.rules.rules(&self.index)
+    }
+
+    fn ensure(&mut self, thoroughness: Thoroughness) -> Change {
+        let (rules, contents) = (self.ruleset(), self.rules.contents(&self.index));
+        ruleset::check(&rules).unwrap();
+        self.table.ensure(&rules, &contents, thoroughness).unwrap()
+    }
+
+    /// What an event changes, also in the kernel where it has the table.
+    fn apply(&mut self, effects: &[PolicyEffect], is_loaded: bool) {
+        for delta in self.rules.apply(effects, &self.index) {
+            if is_loaded {
+                let of = self.ruleset();
+                self.table.change(&of, &delta).unwrap();
+            }
+        }
+    }
+
+    fn put_pod(&mut self, name: &str, address: &str, labels: &Value) {
+        let is_loaded = self.is_loaded();
+        let object = json!({"metadata": {"labels": labels}, "spec": {"containers": []},
+            "status": {"phase": "Running", "podIPs": [{"ip": address}]}});
+        let facts: facts::Peer = serde_json::from_value(object).unwrap();
+        let local = LocalFacts { labels: facts.labels.clone(), addresses: facts.addresses.clone() };
+        let addresses = facts.addresses.clone();
+        self.world.put_pod(PlainPod { namespace: "x".into(), name: name.into(), node: "n1".into(), facts });
+        let named = LocalName { namespace: "x".into(), name: name.into() };
+        let mut effects = self.index.local_pod(&self.world, &named, Some(local));
+        effects.extend(self.index.pod(&self.world, &addresses));
+        self.apply(&effects, is_loaded);
+    }
+
+    fn put_policy(&mut self, name: &str, spec: Value) {
+        let is_loaded = self.is_loaded();
+        let object = json!({"metadata": {"namespace": "x", "name": name}, "spec": spec});
+        let terms = PolicyTerms::from(&serde_json::from_value::<facts::NetworkPolicy>(object).unwrap());
+        let effects = self.index.policy(&self.world, &terms.name.clone(), Some(terms));
+        self.apply(&effects, is_loaded);
+    }
+
+    fn is_loaded(&self) -> bool {
+        sh(&self.node, "nft list tables").contains(TABLE)
+    }
+
+    /// Whether a listener answers at the port.
+    fn reaches(&self, from: &TestNetns, to: &str) -> bool {
+        reaches(Flow::from(from), to)
+    }
+}
+
+fn reaches(flow: Flow<'_>, to: &str) -> bool {
+    flow.patience(PATIENCE).tcp(to.parse().unwrap()).unwrap().port().is_some()
+}
+
+/// What is to be reached from where, of the two pods' policies.
+fn assert_isolated(lab: &Lab) {
+    for (from, to, is_allowed, what) in [
+        (&lab.a, "10.96.0.10:80", true, "the endpoint behind a Service"),
+        (&lab.a, "10.1.0.3:8080", true, "a pod"),
+        (&lab.a, "10.1.0.3:9090", false, "another port"),
+        (&lab.a, "10.96.0.11:80", false, "the pod itself by a Service"),
+        (&lab.a, "192.0.2.9:8080", false, "outside"),
+        (&lab.a, "192.0.2.1:8080", false, "the own node"),
+        (&lab.b, "10.1.0.2:9090", true, "a pod that is not isolated for what comes in"),
+        (&lab.b, "192.0.2.9:9090", true, "outside, by a pod that is not isolated for what goes out"),
+        (&lab.outside, "10.1.0.3:8080", false, "a pod, from outside"),
+        (&lab.outside, "192.0.2.1:30080", false, "a pod by a port of the node"),
+        (&lab.outside, "10.1.0.2:9090", true, "a pod that is not isolated, from outside"),
+        (&lab.node, "10.1.0.3:8080", true, "a pod, from its node"),
+        (&lab.node, "10.1.0.3:9090", true, "any port of it"),
+    ] {
+        assert_eq!(lab.reaches(from, to), is_allowed, "{what}");
+    }
+    assert!(reaches(Flow::from(&lab.node).user(1000, 1000), "10.1.0.3:9090"), "whichever user asks");
+}
+
+#[test]
+fn a_nodes_rules_judge_the_ends_of_connections() {
+    let mut lab = Lab::new(NodeSettings::default());
+    let others = sh(&lab.node, "nft list ruleset");
+    assert!(lab.reaches(&lab.outside, "192.0.2.1:30080") && lab.reaches(&lab.a, "10.96.0.11:80"));
+    lab = Lab::isolated(NodeSettings::default());
+    assert_isolated(&lab);
+    assert!(sh(&lab.node, "nft list ruleset").contains("np:x/b-in#0"));
+    // What is right is not touched; who starts anew finds what it would write.
+    let before = sh(&lab.node, &format!("nft -a list table {TABLE}"));
+    lab.rules = NodeRules::of(&lab.index, NodeSettings::default());
+    assert_eq!(lab.ensure(Thoroughness::Everything), Change::None);
+    assert_eq!(sh(&lab.node, &format!("nft -a list table {TABLE}")), before);
+    // The client of the node's port is judged by its own address.
+    lab.put_policy(
+        "out-in",
+        json!({"podSelector": {"matchLabels": {"app": "b"}}, "ingress": [
+        {"from": [{"ipBlock": {"cidr": "192.0.2.9/32"}}], "ports": [{"port": 8080}]}]}),
+    );
+    assert!(lab.reaches(&lab.outside, "192.0.2.1:30080") && lab.reaches(&lab.outside, "10.1.0.3:8080"));
+    assert!(!lab.reaches(&lab.outside, "10.1.0.3:9090") && lab.reaches(&lab.a, "10.96.0.10:80"));
+    assert_eq!(lab.ensure(Thoroughness::Everything), Change::None, "events come to the same");
+    let of = lab.ruleset();
+    assert_eq!(lab.table.remove(&of).unwrap(), Change::Fresh);
+    let zero = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+    assert_eq!(zero(&sh(&lab.node, "nft list ruleset")), zero(&others), "rules of others stay");
+}
+
+#[test]
+fn whatever_others_do_to_a_nodes_rules_is_put_right() {
+    let mut lab = Lab::isolated(NodeSettings::default());
+    let map = sh(&lab.node, &format!("nft list map {TABLE} istio-np-ingress-v4"));
+    let chain = map.split("jump ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+    for (drift, thoroughness) in [
+        (format!("flush table {TABLE}"), Thoroughness::Rules),
+        (format!("flush chain {TABLE} {chain}"), Thoroughness::Rules),
+        (format!("insert rule {TABLE} {chain} accept"), Thoroughness::Rules),
+        (format!("add set {TABLE} theirs {{ type ipv4_addr ; }}"), Thoroughness::Rules),
+        (format!("add chain {TABLE} theirs\nadd rule {TABLE} {chain} jump theirs"), Thoroughness::Rules),
+        (format!("insert rule {TABLE} postrouting accept"), Thoroughness::Rules),
+        (format!("delete chain {TABLE} postrouting-late"), Thoroughness::Rules),
+        (format!("flush map {TABLE} istio-np-egress-v4"), Thoroughness::Everything),
+        (
+            format!(
+                "delete element {TABLE} istio-np-ingress-v4 {{ 10.1.0.3 }}\n\
+                 add element {TABLE} istio-np-ingress-v4 {{ 10.1.0.3 : accept, 10.9.9.9 : accept }}"
+            ),
+            Thoroughness::Everything,
+        ),
+        (format!("delete table {TABLE}"), Thoroughness::Rules),
+        ("add table inet istio-policy-mangle { flags dormant ; }".to_owned(), Thoroughness::Rules),
+    ] {
+        lab.node.nft(&drift).unwrap();
+        assert_ne!(lab.ensure(thoroughness), Change::None, "{drift}");
+        assert_eq!(lab.ensure(Thoroughness::Everything), Change::None, "after {drift}");
+    }
+    assert_isolated(&lab);
+}
+
+#[test]
+fn a_flush_is_heard_and_repaired_at_once() {
+    let mut lab = Lab::isolated(NodeSettings::default());
+    lab.table.heard().unwrap();
+    sh(&lab.node, "nft flush ruleset");
+    let begun = Instant::now();
+    let timeout = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    let ready = poll(&mut [PollFd::from_borrowed_fd(lab.table.descriptor(), PollFlags::IN)], Some(&timeout));
+    assert_eq!(ready.unwrap(), 1);
+    assert!(lab.table.heard().unwrap().commits.iter().any(|commit| !commit.is_own()));
+    assert_eq!(lab.ensure(Thoroughness::Rules), Change::Fresh);
+    let took = begun.elapsed();
+    println!("repaired in {took:?}");
+    // Milliseconds on an idle machine.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(!lab.reaches(&lab.outside, "10.1.0.3:8080") && lab.reaches(&lab.a, "10.1.0.3:8080"));
+    // Transactions of its own are no news.
+    assert!(lab.table.heard().unwrap().commits.iter().all(kernel::watch::RulesetCommit::is_own));
+}
+
+/// Answers each byte of one connection, until it ends.
+fn echo(ns: &TestNetns, port: u16) -> std::thread::JoinHandle<()> {
+    let listener = ns.enter(|_| TcpListener::bind(("0.0.0.0", port))).unwrap().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+    })
+}
+
+fn goes_on(stream: &mut TcpStream) -> bool {
+    stream.write_all(b"x").is_ok() && stream.read_exact(&mut [0]).is_ok()
+}
+
+#[test]
+fn a_connection_that_is_denied_now_ends_or_goes_on_by_the_setting() {
+    for established in [Established::Cut, Established::Keep] {
+        let mut lab = Lab::isolated(NodeSettings { established, ..NodeSettings::default() });
+        lab.put_policy(
+            "more",
+            json!({"podSelector": {"matchLabels": {"app": "b"}}, "ingress": [
+            {"from": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": [{"port": 7070}]}]}),
+        );
+        lab.put_policy(
+            "more-out",
+            json!({"podSelector": {"matchLabels": {"app": "a"}},
+            "policyTypes": ["Egress"], "egress": [{"ports": [{"port": 7070}]}]}),
+        );
+        let server = echo(&lab.b, 7070);
+        let to: SocketAddr = "10.1.0.3:7070".parse().unwrap();
+        let mut stream =
+            lab.a.enter(|_| TcpStream::connect_timeout(&to, Duration::from_secs(5))).unwrap().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert!(goes_on(&mut stream));
+        // What changes for others, or is said in other words, disturbs nothing.
+        lab.put_pod("c", "10.1.0.9", &json!({"app": "a"}));
+        lab.put_policy("more", json!({"podSelector": {"matchLabels": {"app": "b"}}, "ingress": [
+            {"from": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": [{"port": 7000, "endPort": 7100}]}]}));
+        assert!(goes_on(&mut stream), "{established:?}");
+        // The pod is no peer any more: one element goes.
+        lab.put_pod("a", "10.1.0.2", &json!({"app": "other"}));
+        assert_eq!(goes_on(&mut stream), established == Established::Keep, "{established:?}");
+        assert!(!lab.reaches(&lab.a, "10.1.0.3:7070"), "no new one, {established:?}");
+        drop(stream);
+        drop(lab);
+        // Its end has not come through where packets are dropped.
+        drop(server);
+    }
+}
