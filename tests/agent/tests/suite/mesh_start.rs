@@ -10,6 +10,7 @@ use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::{Agent, PATIENCE, at_once, eventually};
 
 use crate::mesh::wait_in;
+use crate::mesh_verify::{assert_all_are_counted, unverified};
 
 fn pods(agent: &Agent, state: &str) -> f64 {
     agent.metric(&format!("istio_cni_ambient_pods{{state=\"{state}\"}}")).unwrap()
@@ -201,4 +202,34 @@ fn the_version_is_printed() {
     assert!(run(&[]).1.starts_with("version.BuildInfo{Version:"));
     assert!(run(&["-o", "yaml"]).1.starts_with("clientVersion:\n"));
     assert_eq!(run(&["-o", "xml"]).0, Some(2));
+}
+
+/// Without a capability that ambient mode takes, no pod could come into the mesh: the agent is not ready, and pods count as what they are.
+#[test]
+fn an_agent_in_ambient_mode_without_rights_is_not_ready_and_says_what_it_lacks() {
+    let cases = [
+        ("-sys_admin", "auto"),
+        ("-net_admin", "true"),
+        ("-net_admin", "false"),
+        ("-sys_admin,-net_admin,-sys_ptrace", "auto"),
+    ];
+    at_once(cases, |(rights, native)| {
+        let mesh = Mesh::new().unwrap();
+        let _pod = mesh.running("mesh", "web", &[]).unwrap();
+        let wrapper = ["setpriv", &*format!("--bounding-set={rights}"), "--inh-caps=-all"];
+        let agent = mesh.agent().env("NATIVE_NFTABLES", native).behind(&wrapper).start().unwrap();
+        eventually("the pod is counted as one that the agent may not look at", PATIENCE, || {
+            let series = "{mode=\"ambient\",reason=\"permission\",state=\"unverifiable\"}";
+            let pods = agent.metric(&format!("istio_cni_pods_unverified{series}"))?;
+            ensure!(pods == 1.0, "{rights}, {native}: {}", unverified(&agent)?);
+            Ok(())
+        })
+        .unwrap();
+        assert_all_are_counted(&agent.metrics().unwrap());
+        let ready = agent.health("/readyz?verbose").unwrap();
+        let says = "give the agent's container the capabilities NET_ADMIN, SYS_ADMIN and SYS_PTRACE";
+        assert!(ready.status == 503 && ready.body.contains("[-]ambient failed"), "{}", ready.body);
+        assert!(ready.body.contains(says), "{}", ready.body);
+        agent.stop().unwrap();
+    });
 }

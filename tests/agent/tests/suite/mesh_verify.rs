@@ -11,7 +11,7 @@ use kernel::watch::KeptSockets;
 use rustix::process::Signal;
 use testkit::mesh::{Mesh, MeshPod};
 use testkit::rules::Comments;
-use testkit::{Agent, Metrics, PATIENCE, at_once, eventually};
+use testkit::{Agent, Metrics, PATIENCE, eventually};
 
 use crate::mesh::wait_in;
 use crate::mesh_render::cnictl;
@@ -417,34 +417,4 @@ pub(crate) fn processor_time(agent: &Agent) -> Duration {
     // proc(5): utime and stime are the fields 14 and 15, the second of them the program's name.
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(10 * ticks)
-}
-
-/// Without a capability that ambient mode takes, no pod could come into the mesh: the agent is not ready, and pods count as what they are.
-#[test]
-fn an_agent_in_ambient_mode_without_rights_is_not_ready_and_says_what_it_lacks() {
-    let cases = [
-        ("-sys_admin", "auto"),
-        ("-net_admin", "true"),
-        ("-net_admin", "false"),
-        ("-sys_admin,-net_admin,-sys_ptrace", "auto"),
-    ];
-    at_once(cases, |(rights, native)| {
-        let mesh = Mesh::new().unwrap();
-        let _pod = mesh.running("mesh", "web", &[]).unwrap();
-        let wrapper = ["setpriv", &*format!("--bounding-set={rights}"), "--inh-caps=-all"];
-        let agent = mesh.agent().env("NATIVE_NFTABLES", native).behind(&wrapper).start().unwrap();
-        eventually("the pod is counted as one that the agent may not look at", PATIENCE, || {
-            let series = "{mode=\"ambient\",reason=\"permission\",state=\"unverifiable\"}";
-            let pods = agent.metric(&format!("istio_cni_pods_unverified{series}"))?;
-            ensure!(pods == 1.0, "{rights}, {native}: {}", unverified(&agent)?);
-            Ok(())
-        })
-        .unwrap();
-        assert_all_are_counted(&agent.metrics().unwrap());
-        let ready = agent.health("/readyz?verbose").unwrap();
-        let says = "give the agent's container the capabilities NET_ADMIN, SYS_ADMIN and SYS_PTRACE";
-        assert!(ready.status == 503 && ready.body.contains("[-]ambient failed"), "{}", ready.body);
-        assert!(ready.body.contains(says), "{}", ready.body);
-        agent.stop().unwrap();
-    });
 }

@@ -10,7 +10,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
 use testkit::mesh::{Mesh, MeshPod};
-use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, eventually};
+use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, Process, eventually};
 
 const LABEL: &str = "cni.istio.io/uninitialized";
 /// From the moment in which a pod's sandbox can be seen.
@@ -111,6 +111,35 @@ fn wait_events(mesh: &Mesh, count: usize) {
     .unwrap();
 }
 
+/// The validation container's program where anybody may read it.
+pub(crate) struct ValidationProgram(tempfile::TempDir);
+
+impl ValidationProgram {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let program = folder.path().join("istio-iptables");
+        testkit::copy_program(&testkit::programs().join("istio-iptables"), &program).unwrap();
+        Self(folder)
+    }
+
+    /// Starts it in a pod, as kubelet starts the container: as the proxy's user.
+    pub(crate) fn start(&self, pod: &MeshPod) -> Process {
+        pod.netns.ip(&["link set lo up"]).unwrap();
+        let mut validation = Command::new(self.0.path().join("istio-iptables"));
+        validation.args(["--run-validation", "--skip-rule-apply"]).uid(1337).gid(1337);
+        pod.netns.spawn(&mut validation).unwrap()
+    }
+}
+
+/// Waits until a validation ends.
+pub(crate) fn validation_code(mut validation: Process) -> Option<i32> {
+    let ended = eventually("the validation ends", 2 * PATIENCE, || {
+        validation.ended()?.ok_or_else(|| anyhow::anyhow!("it runs"))
+    });
+    ended.unwrap().code()
+}
+
 /// Calls of the API that change something.
 fn writes(mesh: &Mesh) -> Vec<String> {
     let all = mesh.node.api.requests().into_iter();
@@ -122,26 +151,15 @@ fn writes(mesh: &Mesh) -> Vec<String> {
 fn a_job_that_started_without_the_plugin_has_its_rules_in_time_for_its_validation() {
     let mesh = Mesh::new().unwrap();
     let agent = agent(&mesh, "REPAIR").ready().unwrap();
-    // As kubelet starts the container: where anybody may read, and as the proxy's user.
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-    let program = folder.path().join("istio-iptables");
-    testkit::copy_program(&testkit::programs().join("istio-iptables"), &program).unwrap();
-    let mut validation = Command::new(program);
-    validation.args(["--run-validation", "--skip-rule-apply"]);
+    let program = ValidationProgram::new();
     let pod = mesh.sandbox("default", "job").unwrap();
-    pod.netns.ip(&["link set lo up"]).unwrap();
-    let mut validation = pod.netns.spawn(validation.uid(1337).gid(1337)).unwrap();
+    let validation = program.start(&pod);
     mesh.run(&pod).unwrap();
     let seen = Instant::now();
     mesh.node.api.set_pod(object(&pod).with("/spec/restartPolicy", "Never"));
     wait_repaired(&pod);
     assert!(seen.elapsed() < IN_TIME, "{:?}", seen.elapsed());
-    let ended = eventually("the validation ends", PATIENCE, || {
-        let ended = validation.child().try_wait()?;
-        ended.ok_or_else(|| anyhow::anyhow!("it runs"))
-    });
-    assert_eq!(ended.unwrap().code(), Some(0));
+    assert_eq!(validation_code(validation), Some(0));
     wait_counted(&agent, "repair", "success", 1.0);
     // However often the pod changes.
     for number in 0..20 {

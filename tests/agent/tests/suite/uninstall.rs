@@ -10,6 +10,10 @@ use testkit::apiserver::Resource;
 use testkit::looks::{AGENT_POD, DAEMONSET, Look, NAMESPACE, Scene};
 use testkit::{Agent, Ended, PATIENCE, eventually};
 
+use crate::repair::{
+    ValidationProgram, broken, object, repaired, started, validation_code, wait_counted, wait_repaired,
+};
+
 fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }
@@ -164,6 +168,40 @@ fn a_daemonset_that_is_there_again() {
         );
         assert!(scene.look(Instant::now()).is_whole(), "{row}: {log}");
     }
+}
+
+/// A deployment that restarts while there is no DaemonSet: the validation of its pods fails until the DaemonSet is back, and at its next try succeeds.
+#[test]
+fn pods_that_start_without_a_daemonset_are_repaired_when_it_is_back() {
+    let (scene, agent) = Scene::new(0).unwrap();
+    scene.delete_daemonset();
+    scene.wait_removed().unwrap();
+    agent.stop().unwrap();
+    let program = ValidationProgram::new();
+    let api = &scene.mesh.node.api;
+    let pods = ["web-0", "web-1", "web-2"].map(|name| started(&scene.mesh, name, |pod| pod));
+    let first = pods.each_ref().map(|pod| program.start(pod));
+    for (pod, validation) in pods.iter().zip(first) {
+        assert_eq!(validation_code(validation), Some(126), "{} is not captured", pod.name);
+        api.set_pod(broken(object(pod)));
+    }
+    scene.set_daemonset(&json!({}));
+    let back = Instant::now();
+    let agent = scene.agent().env("REPAIR_REPAIR_PODS", "true").ready().unwrap();
+    scene.wait_installed().unwrap();
+    pods.iter().for_each(wait_repaired);
+    let took = back.elapsed();
+    println!("the rules were there {took:?} after the DaemonSet");
+    assert!(took < Duration::from_secs(80), "{took:?}");
+    // As kubelet has it after the next try.
+    let next = pods.each_ref().map(|pod| program.start(pod));
+    for (pod, validation) in pods.iter().zip(next) {
+        assert_eq!(validation_code(validation), Some(0), "{}: {}", pod.name, agent.log().text());
+        let succeeded = json!({"terminated": {"exitCode": 0, "reason": "Completed"}});
+        api.set_pod(broken(object(pod)).with("/status/initContainerStatuses/0/state", succeeded));
+    }
+    wait_counted(&agent, "repair", "success", 3.0);
+    assert_eq!(repaired(&agent, "repair", "fail"), 0.0);
 }
 
 /// A node that leaves the DaemonSet: the agent has its token until it has ended.
