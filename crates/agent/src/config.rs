@@ -9,6 +9,7 @@ use capture::annotations::NodeSettings;
 use capture::select::is_dns_subdomain;
 use cluster::OwnPod;
 use cni::conflist::PluginEntry;
+use enforcement::PolicyConfig;
 use install::{InstallMode, InstallOptions, KubeconfigOptions};
 use kernel::Choice;
 use ruleset::Backend;
@@ -80,6 +81,8 @@ pub(crate) struct AgentConfig {
     pub(crate) conflict_resolution: ConflictResolution,
     /// Conflicts in the node's namespace make the agent unready.
     pub(crate) conflicts_block_ready: bool,
+    /// How NetworkPolicies are enforced; nothing where they are not.
+    pub(crate) policy: Option<PolicyConfig>,
     /// Ambient mode, on or off.
     pub(crate) ambient: AmbientConfig,
     /// Where the node's files are.
@@ -173,6 +176,7 @@ impl AgentConfig {
             verify: VerifyConfig::new(options)?,
             conflict_resolution: ConflictResolution::new(options)?,
             conflicts_block_ready: conflicts::blocks_ready(options)?,
+            policy: PolicyConfig::new(options)?,
             ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),
             config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))

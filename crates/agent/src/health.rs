@@ -34,6 +34,8 @@ pub(crate) enum HealthPart {
     Backend,
     /// Nothing of others in the node's network namespace keeps ours from working.
     Conflicts,
+    /// Policies are in force as they are now.
+    Policies,
 }
 
 /// What people should know although the agent does its work. None of these makes it unready: a DaemonSet whose update waits for every
@@ -84,6 +86,7 @@ impl HealthPart {
             Self::Configuration => "configuration",
             Self::Backend => "backend",
             Self::Conflicts => "conflicts",
+            Self::Policies => "policies",
         }
     }
 }

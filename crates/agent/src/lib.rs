@@ -24,6 +24,7 @@ mod own_node;
 mod plugin_socket;
 mod pods;
 mod pods_report;
+mod policy;
 mod ports;
 mod rights;
 mod run;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use cluster::daemonset::decide;
 use cluster::{Event as ClusterEvent, Source, Store, WatchError, WatchName};
+use enforcement::Policies;
 use install::InstallEvent;
 
 use crate::health::{HealthPart, Notice};
@@ -80,6 +81,9 @@ fn told(agent: &Agent, stores: &[Store], event: ClusterEvent) {
             agent.sidecars.changed(&pods);
             agent.verifier.changed();
         }
+        ClusterEvent::NamespacesChanged(names) => {
+            agent.policies.iter().for_each(|policies| policies.namespaces_changed(names.clone()));
+        }
         ClusterEvent::Listed { what } => listed(agent, what),
         ClusterEvent::Told(told) => agent.ambient.told(&told),
         ClusterEvent::Outlook(outlook) => shutdown::tell(agent, &outlook),
@@ -112,6 +116,7 @@ fn told(agent: &Agent, stores: &[Store], event: ClusterEvent) {
 }
 
 fn synced(agent: &Agent, stores: &[Store]) {
+    agent.policies.iter().for_each(Policies::listed);
     agent.health.ready(HealthPart::Cluster);
     if agent.writer.is_some() {
         agent.metrics.api_server_up(true);
@@ -129,6 +134,7 @@ fn synced(agent: &Agent, stores: &[Store]) {
 /// Until pods and namespaces are known it is said what is waited for, unless an error says more.
 fn listed(agent: &Agent, what: WatchName) {
     agent.log.debug("all objects are listed", &[("watch", &what.name())]);
+    agent.policies.iter().for_each(Policies::listed);
     let state = agent.cluster.state();
     if !state.synced && state.last_error.is_none() {
         let names: Vec<_> = state.pending().into_iter().map(WatchName::name).collect();

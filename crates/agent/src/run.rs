@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cluster::{Cluster, Outlook, Source, Writer};
+use cluster::{Cluster, Outlook, Source, Wanted, Writer};
+use enforcement::{Policies, PolicyWatches};
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
 use tokio::sync::watch;
@@ -88,6 +89,8 @@ pub(crate) struct Agent {
     pub(crate) verifier: Arc<PodVerifier>,
     /// Those of sidecar mode that started without capture.
     pub(crate) sidecars: Arc<Sidecars>,
+    /// Absent where NetworkPolicies are not enforced.
+    pub(crate) policies: Option<Policies>,
     /// The node's taint.
     pub(crate) taint: NodeTaint,
     /// What becomes of this agent, by what was seen last.
@@ -137,6 +140,7 @@ fn parts(config: &AgentConfig) -> Vec<HealthPart> {
     if config.conflicts_block_ready {
         parts.push(HealthPart::Conflicts);
     }
+    parts.extend(config.policy.as_ref().map(|_| HealthPart::Policies));
     parts
 }
 
@@ -165,7 +169,9 @@ impl Agent {
         }
         let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);
-        let cluster = Cluster::new();
+        let mut wanted = Wanted::default();
+        let watches = config.policy.as_ref().map(|_| PolicyWatches::new(&mut wanted));
+        let cluster = Cluster::wanting(wanted);
         let kept_facts = Arc::new(KeptFacts::new(&config, cluster.clone(), log.clone()));
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));
         let shared = SharedParts {
@@ -182,6 +188,7 @@ impl Agent {
         let verifier = shared.verifier();
         let ambient = shared.ambient(&verifier);
         let sidecars = shared.sidecars(&ambient, &verifier, &log);
+        let policies = watches.and_then(|watches| shared.policies(watches));
         verifier.verify(vec![ambient.clone(), sidecars.clone()]);
         verifier.answer_metrics()?;
         let agent = Self {
@@ -199,6 +206,7 @@ impl Agent {
             ambient,
             verifier,
             sidecars,
+            policies,
             outlook: watch::Sender::default(),
             journal,
             options: reader,
@@ -229,6 +237,7 @@ impl Agent {
             tasks.spawn(agent.sidecars.clone().live());
             tasks.spawn(agent.verifier.clone().live());
             tasks.spawn(agent.verifier.tell_conflicts());
+            agent.policies.iter().for_each(|policies| drop(tasks.spawn(policies.clone().live())));
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((ShutdownOutcome::Deleted, installer)) = outcome {

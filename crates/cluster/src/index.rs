@@ -13,6 +13,8 @@ use crate::objects::Objects;
 pub struct Index {
     pub(crate) pods: Objects<Object>,
     pub(crate) namespaces: Objects<Namespace>,
+    /// Names of namespaces that have changed and were not told of yet.
+    changed_namespaces: Vec<Box<str>>,
 }
 
 // === impl Index ===
@@ -29,7 +31,13 @@ impl Index {
         let changed = self.namespaces.take(news);
         // One that is made anew with the same labels changes nothing for its pods.
         let differ = changed.iter().filter(|delta| delta.before != delta.after);
+        self.changed_namespaces.extend(differ.clone().map(|delta| delta.key.name.clone()));
         differ.flat_map(|delta| self.pods_in(&delta.key.name)).collect()
+    }
+
+    /// The names of the namespaces that have changed since this was asked last, or are gone.
+    pub(crate) fn take_changed_namespaces(&mut self) -> Vec<Box<str>> {
+        std::mem::take(&mut self.changed_namespaces)
     }
 
     /// What an earlier process kept of a pod and its namespace. It counts until a list or a watch says otherwise; what these have said already
@@ -59,6 +67,16 @@ impl Index {
     /// The labels of a namespace, where they are known.
     pub fn labels(&self, namespace: &str) -> Option<BTreeMap<String, String>> {
         self.namespaces.get("", namespace).map(|namespace| namespace.labels.to_map())
+    }
+
+    /// A namespace, where its object is known.
+    pub fn namespace(&self, name: &str) -> Option<&Arc<Namespace>> {
+        self.namespaces.get("", name)
+    }
+
+    /// All namespaces whose objects are known, by their names.
+    pub fn namespaces(&self) -> impl Iterator<Item = (&str, &Arc<Namespace>)> {
+        self.namespaces.iter().map(|(_, name, namespace)| (name, namespace))
     }
 
     /// Whether the labels of a namespace are known.

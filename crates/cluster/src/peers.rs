@@ -29,7 +29,7 @@ pub use view::PeerView;
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Peers {
-    /// Names of namespaces and pods, keys and values of labels, names of ports.
+    /// Names of namespaces, pods and nodes, keys and values of labels, names of ports.
     texts: Interned<str>,
     labels: Interned<[Label]>,
     ports: Interned<[Port]>,
@@ -58,6 +58,7 @@ struct Slot {
     addresses: Addresses,
     namespace: Id<str>,
     name: Id<str>,
+    node: Id<str>,
     labels: Id<[Label]>,
     ports: Id<[Port]>,
     mark: RoundMark,
@@ -209,6 +210,7 @@ impl Peers {
 
     fn insert(&mut self, key: &ObjectKey, uid: Uid, mark: RoundMark, peer: &Peer) {
         let (namespace, name) = (self.texts.take(&*key.namespace), self.texts.take(&*key.name));
+        let node = self.texts.take(&*peer.node);
         let (labels, ports) = (self.take_labels(&peer.labels), self.take_ports(&peer.ports));
         let Peer { phase, host_network, is_deleting, created, .. } = *peer;
         let addresses = Addresses::new(&peer.addresses);
@@ -218,6 +220,7 @@ impl Peers {
             addresses,
             namespace,
             name,
+            node,
             labels,
             ports,
             mark,
@@ -273,6 +276,7 @@ impl Peers {
         self.free.push(number);
         self.texts.release(slot.namespace);
         self.texts.release(slot.name);
+        self.texts.release(slot.node);
         for (key, value) in self.labels.release(slot.labels).iter().flatten() {
             self.texts.release(*key);
             self.texts.release(*value);

@@ -84,6 +84,11 @@ impl WatchState {
         self.watches.entry(what).or_default();
     }
 
+    /// It is not watched any more.
+    pub(crate) fn unexpect(&mut self, what: WatchName) {
+        self.watches.remove(&what);
+    }
+
     /// It was listed; whether it was so for the first time.
     pub(crate) fn set_listed(&mut self, what: WatchName) -> bool {
         self.watches.get_mut(&what).is_some_and(|watch| !std::mem::replace(&mut watch.listed, true))

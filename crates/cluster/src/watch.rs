@@ -211,11 +211,8 @@ pub async fn run(source: Source, cluster: Cluster, observer: impl Fn(Event) + Se
         }
         Source::Kubernetes { connection, node, own, limits } => {
             let wishes = wanted.wishes();
-            reporter.expect(
-                [WatchName::PODS, WatchName::NAMESPACES]
-                    .into_iter()
-                    .chain(wishes.iter().map(|one| one.what())),
-            );
+            let wanted_now = wishes.iter().filter(|one| one.is_wanted()).map(|one| one.what());
+            reporter.expect([WatchName::PODS, WatchName::NAMESPACES].into_iter().chain(wanted_now));
             let own = async {
                 match &own {
                     Some(own) => watch_own(&connection, &node, own, limits, &reporter).await,
@@ -279,7 +276,11 @@ impl Reporter<'_> {
         let mut index = self.cluster.index_mut();
         let changed = change(&mut index);
         let synced = index.is_synced();
+        let namespaces = index.take_changed_namespaces();
         drop(index);
+        if !namespaces.is_empty() {
+            self.tell(Event::NamespacesChanged(namespaces));
+        }
         if !changed.is_empty() {
             self.tell(Event::Changed(changed));
         }
@@ -303,6 +304,10 @@ impl Reporter<'_> {
     fn expect(&self, watches: impl IntoIterator<Item = WatchName>) {
         let mut state = self.cluster.state_mut();
         watches.into_iter().for_each(|what| state.expect(what));
+    }
+
+    fn unexpect(&self, what: WatchName) {
+        self.cluster.state_mut().unexpect(what);
     }
 
     fn listed(&self, what: WatchName) {

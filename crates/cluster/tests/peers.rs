@@ -111,6 +111,7 @@ fn pod(number: usize) -> (ObjectKey, Uid, Peer) {
         host_network: false,
         is_deleting: false,
         created: 20_261_129_100_000,
+        node: format!("node-{}", number % 1000).into(),
     };
     let uid = Uid::new(&format!("{:08x}-0000-4000-8000-{:012x}", workload, number));
     (ObjectKey::new(namespace, name), uid, peer)
@@ -184,7 +185,7 @@ async fn a_list_of_all_pods_takes_no_more_than_what_is_kept_of_them() {
     let (host, port) = (server.address().ip().to_string(), server.address().port().to_string());
     let connection = Arc::new(ApiConnection::new(Access::in_cluster(&host, &port, account.path()), "1.2.3"));
     let mut wanted = Wanted::default();
-    let peers = wanted.peers(|_| {});
+    let peers = wanted.peers(tokio::sync::watch::channel(true).1, |_| {});
     let source = Source::Kubernetes { connection, node: "n1".into(), own: None, limits: Limits::default() };
     let (begun, before) = (Instant::now(), in_use());
     let watch = tokio::spawn(cluster::watch::run(source, Cluster::wanting(wanted), |_| {}));

@@ -25,6 +25,16 @@ pub struct Peer {
     pub is_deleting: bool,
     /// When it was created: the digits of `creationTimestamp`, year first, or 0.
     pub created: u64,
+    /// The node that it runs on; empty before it has one.
+    pub node: Box<str>,
+}
+
+/// What decides between pods that claim one address: the greatest has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AddressRight {
+    has_not_ended: bool,
+    stays: bool,
+    created: u64,
 }
 
 /// A port that a container names.
@@ -76,6 +86,7 @@ struct Metadata {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Spec {
+    node_name: Option<Box<str>>,
     host_network: Option<bool>,
     init_containers: Option<Vec<Container>>,
     containers: Option<Vec<Container>>,
@@ -113,6 +124,18 @@ impl Peer {
     pub fn is_live(&self) -> bool {
         !self.addresses.is_empty() && !self.host_network && !self.phase.is_terminal()
     }
+
+    /// Its right to its addresses.
+    pub fn right(&self) -> AddressRight {
+        AddressRight::new(self.phase, self.is_deleting, self.created)
+    }
+}
+
+impl AddressRight {
+    /// One that has not ended goes before one that has, then one that stays before one that is being deleted, then the younger before the older.
+    pub fn new(phase: Phase, is_deleting: bool, created: u64) -> Self {
+        Self { has_not_ended: !phase.is_terminal(), stays: !is_deleting, created }
+    }
 }
 
 impl Phase {
@@ -146,6 +169,7 @@ impl<'de> Deserialize<'de> for Peer {
         let digits = metadata.creation_timestamp.unwrap_or_default();
         let digits: String = digits.chars().filter(char::is_ascii_digit).take(14).collect();
         Ok(Self {
+            node: spec.node_name.unwrap_or_default(),
             labels: metadata.labels,
             addresses: status.addresses(),
             ports: ports.into(),
@@ -198,6 +222,7 @@ mod tests {
             (Some("web"), Phase::Running, 20_261_129_100_005)
         );
         assert!(peer.host_network && peer.is_deleting && !peer.is_live());
+        assert_eq!(&*peer.node, "n1");
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl<'w> CompiledPods<'w> {
     pub fn ingress(&self, flow: &PolicyFlow) -> PointVerdict {
         let mut packet = Packet { in_interface: INTERFACE.into(), ..packet(flow) };
         if flow.route == FlowRoute::Service && self.is_same_pod(flow) {
-            let node = self.world.pod_at(flow.destination).and_then(|pod| self.world.node(&pod.node));
+            let node = self.world.pod_at(flow.destination).and_then(|pod| self.world.node(&pod.facts.node));
             let family = Family::of_address(flow.source);
             let own = node.into_iter().flatten().rfind(|address| Family::of_address(**address) == family);
             packet.source = own.copied().unwrap_or(packet.source);

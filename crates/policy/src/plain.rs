@@ -30,8 +30,6 @@ pub struct PlainPod {
     pub namespace: Box<str>,
     /// Its name.
     pub name: Box<str>,
-    /// The node that it runs on; empty before it has one.
-    pub node: Box<str>,
     /// What policies see of it.
     pub facts: Peer,
 }
@@ -115,12 +113,12 @@ impl PlainWorld {
 
     /// The names of the nodes that pods run on; empty for pods without one.
     pub fn pod_nodes(&self) -> BTreeSet<&str> {
-        self.pods.values().map(|pod| &*pod.node).collect()
+        self.pods.values().map(|pod| &*pod.facts.node).collect()
     }
 
     /// The live pods of a node.
     pub fn live_on<'a>(&'a self, node: &'a str) -> impl Iterator<Item = &'a PlainPod> {
-        self.pods.values().filter(move |pod| *pod.node == *node && pod.facts.is_live())
+        self.pods.values().filter(move |pod| *pod.facts.node == *node && pod.facts.is_live())
     }
 
     /// The addresses of a Service.
@@ -189,11 +187,11 @@ impl World for PlainWorld {
     fn pod_at(&self, address: IpAddr) -> Option<&PlainPod> {
         let claims = self.pods.values().filter(|pod| pod.facts.addresses.contains(&address));
         let live = claims.filter(|pod| pod.facts.is_live());
-        live.max_by_key(|pod| (!pod.facts.is_deleting, pod.facts.created))
+        live.max_by_key(|pod| pod.facts.right())
     }
 
     fn is_own_node(&self, pod: &&PlainPod, address: IpAddr) -> bool {
-        self.node(&pod.node).is_some_and(|addresses| addresses.contains(&address))
+        self.node(&pod.facts.node).is_some_and(|addresses| addresses.contains(&address))
     }
 
     fn namespace_labels(&self, namespace: &str) -> Option<&LabelSet> {

@@ -36,6 +36,14 @@ pub trait World {
     /// The names of the namespaces that have pods.
     fn namespaces(&self) -> impl Iterator<Item = &str>;
 
+    /// The names of the namespaces that have pods and whose labels a selector selects. One whose object is not known is not selected.
+    fn namespaces_with(&self, labels: &Selector) -> Vec<&str> {
+        let is_meant = |name: &&str| {
+            self.namespace_labels(name).is_some_and(|known| labels.selects(|key| known.get(key)))
+        };
+        self.namespaces().filter(is_meant).collect()
+    }
+
     /// Whether a term means a pod that is live.
     fn selects(&self, term: &PodTerm, pod: &Self::Pod<'_>) -> bool {
         let labels = self.namespace_labels(pod.namespace());

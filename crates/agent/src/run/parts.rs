@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cluster::{Cluster, Writer};
+use enforcement::{Policies, PolicyParts, PolicyWatches};
 use telemetry::{Journal, Scope};
 
 use crate::ambient::{Ambient, AmbientParts};
@@ -12,6 +13,7 @@ use crate::conflicts::{ConflictParts, Conflicts};
 use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
+use crate::policy::{Unenforced, standing};
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
 use crate::verification::{PodVerifier, VerifierParts};
@@ -72,6 +74,21 @@ impl SharedParts<'_> {
             run_dir: config.run_dir.clone(),
             facts: self.facts.clone(),
         })
+    }
+
+    /// Nothing where policies are not enforced.
+    pub(super) fn policies(&self, watches: PolicyWatches) -> Option<Policies> {
+        let parts = PolicyParts {
+            config: self.config.policy.clone()?,
+            node: self.config.node.clone(),
+            manifests: matches!(self.config.pods, PodsOrigin::Manifests { .. }),
+            cluster: self.cluster.clone(),
+            node_point: Box::new(|| Box::new(Unenforced)),
+            pod_point: Box::new(|| Box::new(Unenforced)),
+            told: standing(self.health.clone()),
+            log: self.journal.scope("policy"),
+        };
+        Some(Policies::new(parts, watches))
     }
 
     pub(super) fn sidecars(

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use facts::networkpolicy::PolicyProtocol;
-use facts::peer::{NamedPort, Peer, Phase};
+use facts::peer::{AddressRight, NamedPort, Peer, Phase};
 
 use super::{Label, Peers, Port, Slot};
+use crate::news::Uid;
 
 /// A pod of [`Peers`].
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +59,11 @@ impl<'a> PeerView<'a> {
         self.slot.phase
     }
 
+    /// Whether it is being deleted.
+    pub fn is_deleting(&self) -> bool {
+        self.slot.is_deleting
+    }
+
     /// Whether it shares its node's network.
     pub fn host_network(&self) -> bool {
         self.slot.host_network
@@ -69,10 +75,20 @@ impl<'a> PeerView<'a> {
         !addresses.all().is_empty() && !host_network && !phase.is_terminal()
     }
 
-    /// What decides between two that claim one address: the greater has it.
-    pub(super) fn right(&self) -> (bool, bool, u64) {
+    /// The node that it runs on; empty before it has one.
+    pub fn node(&self) -> &'a str {
+        self.peers.texts.get(self.slot.node)
+    }
+
+    /// Which of its name.
+    pub fn uid(&self) -> Uid {
+        self.slot.uid
+    }
+
+    /// Its right to its addresses.
+    pub fn right(&self) -> AddressRight {
         let Slot { phase, is_deleting, created, .. } = self.slot;
-        (!phase.is_terminal(), !is_deleting, *created)
+        AddressRight::new(*phase, *is_deleting, *created)
     }
 
     /// Whether it is just as this.
@@ -86,6 +102,7 @@ impl<'a> PeerView<'a> {
         plain == (peer.created, peer.phase, peer.host_network, peer.is_deleting)
             && *self.addresses() == *peer.addresses
             && self.labels().eq(peer.labels.iter())
+            && *self.node() == *peer.node
             && same_ports()
     }
 
@@ -100,6 +117,7 @@ impl<'a> PeerView<'a> {
             host_network: self.slot.host_network,
             is_deleting: self.slot.is_deleting,
             created: self.slot.created,
+            node: self.node().into(),
         }
     }
 

@@ -21,6 +21,8 @@ pub enum Event {
     },
     /// Facts of these pods changed, or they are gone.
     Changed(Vec<PodRef>),
+    /// Labels of these namespaces changed, or they are gone.
+    NamespacesChanged(Vec<Box<str>>),
     /// The API server told of a pod or of a namespace, whether or not that changes a fact. The index goes by it already.
     Told(Told),
     /// Something else was seen of the agent's DaemonSet or of the node, and this follows from it.

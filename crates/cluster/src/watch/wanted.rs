@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use facts::Peer;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 
 use super::manifests::{Files, Reader};
 use super::reflector::Reflector;
@@ -29,6 +30,9 @@ pub struct Shared<S>(Arc<RwLock<S>>);
 pub(super) trait Wish: Send + Sync {
     fn what(&self) -> WatchName;
 
+    /// Whether it is wanted now.
+    fn is_wanted(&self) -> bool;
+
     /// Watches the API server for ever.
     fn run<'a>(
         &'a self,
@@ -37,8 +41,8 @@ pub(super) trait Wish: Send + Sync {
         reporter: &'a Reporter<'a>,
     ) -> BoxFuture<'a, Infallible>;
 
-    /// How manifests of the kind are read; nothing if they say nothing of it.
-    fn reader(&self) -> Option<Reader>;
+    /// How manifests of the kind are read.
+    fn reader(&self) -> Reader;
 
     /// Takes what a directory of manifests says, all of it.
     fn take_manifests(&self, files: &Files);
@@ -51,6 +55,10 @@ struct Watched<K: Kind, S: Hold<I>, I> {
     store: Shared<S>,
     /// How the store takes objects.
     convert: fn(News<K::Object>) -> News<I>,
+    /// The same of those that files describe.
+    described: fn(News<Arc<K::Object>>) -> News<I>,
+    /// Whether they are wanted now; nothing: always.
+    interest: Option<watch::Receiver<bool>>,
     observer: Box<Observer<S::Held>>,
     limits: Option<Limits>,
     kind: PhantomData<fn(K)>,
@@ -77,6 +85,8 @@ impl Wanted {
             selection,
             store: store.clone(),
             convert: |news| news.map(Arc::new),
+            described: |news| news,
+            interest: None,
             observer: Box::new(observer),
             limits: None,
             kind: PhantomData,
@@ -84,8 +94,12 @@ impl Wanted {
         store
     }
 
-    /// Watches the pods of the whole cluster that have not ended. Manifests, which say no address, say nothing of these.
-    pub fn peers(&mut self, observer: impl Fn(Vec<Effect>) + Send + Sync + 'static) -> Shared<Peers> {
+    /// Watches the pods of the whole cluster that have not ended, while `interest` says that they are wanted: when it does not, none is known.
+    pub fn peers(
+        &mut self,
+        interest: watch::Receiver<bool>,
+        observer: impl Fn(Vec<Effect>) + Send + Sync + 'static,
+    ) -> Shared<Peers> {
         let store = Shared::<Peers>::default();
         let (objects, bytes) = PEERS;
         self.0.push(Box::new(Watched::<PeerPods, _, Peer> {
@@ -97,6 +111,8 @@ impl Wanted {
             ),
             store: store.clone(),
             convert: |news| news,
+            described: |news| news.map(|one: Arc<Peer>| Peer::clone(&one)),
+            interest: Some(interest),
             observer: Box::new(observer),
             limits: Some(Limits { objects, bytes, ..Limits::default() }),
             kind: PhantomData,
@@ -138,19 +154,63 @@ impl<S: Default> Default for Shared<S> {
 
 // === impl Watched ===
 
-impl<K: Kind, S: Hold<I>, I> Watched<K, S, I> {
+impl<K: Kind, S: Hold<I> + Default, I> Watched<K, S, I> {
     fn change(&self, change: impl FnOnce(&mut S) -> Vec<ObjectDelta<S::Held>>) {
         let changed = change(&mut self.store.0.write().unwrap_or_else(PoisonError::into_inner));
         if !changed.is_empty() {
             (self.observer)(changed);
         }
     }
+
+    /// Nothing of it is known any more, and nothing counts as listed.
+    fn forget(&self) {
+        self.change(|store| {
+            store.take(News::ListBegins);
+            let gone = store.take(News::ListEnds(0));
+            *store = S::default();
+            gone
+        });
+    }
+}
+
+impl<K, S, I> Watched<K, S, I>
+where
+    K: Kind,
+    S: Hold<I> + Default + Send + Sync,
+    I: Clone + Send + Sync + 'static,
+{
+    async fn watch(&self, connection: &ApiConnection, limits: Limits, reporter: &Reporter<'_>) -> Infallible {
+        let Limits { objects, bytes, .. } = self.limits.unwrap_or(limits);
+        let limits = Limits { objects, bytes, ..limits };
+        let selected = (self.what, self.selection.clone());
+        Reflector::<K>::new(connection, selected, limits, reporter, self).run().await
+    }
+
+    /// Watches while it is wanted.
+    async fn watch_while(
+        &self,
+        mut interest: watch::Receiver<bool>,
+        (connection, limits): (&ApiConnection, Limits),
+        reporter: &Reporter<'_>,
+    ) -> Infallible {
+        while interest.wait_for(|is_wanted| *is_wanted).await.is_ok() {
+            reporter.expect([self.what]);
+            tokio::select! {
+                never = self.watch(connection, limits, reporter) => match never {},
+                Ok(_) = interest.wait_for(|is_wanted| !is_wanted) => {}
+            }
+            self.forget();
+            reporter.unexpect(self.what);
+        }
+        // Nobody is left to want it.
+        std::future::pending().await
+    }
 }
 
 impl<K, S, I> Sink<K::Object> for Watched<K, S, I>
 where
     K: Kind,
-    S: Hold<I> + Send + Sync,
+    S: Hold<I> + Default + Send + Sync,
 {
     fn take(&self, news: News<K::Object>) {
         self.change(|store| store.take((self.convert)(news)));
@@ -160,11 +220,15 @@ where
 impl<K, S, I> Wish for Watched<K, S, I>
 where
     K: Kind,
-    S: Hold<I> + Send + Sync,
+    S: Hold<I> + Default + Send + Sync,
     I: Clone + Send + Sync + 'static,
 {
     fn what(&self) -> WatchName {
         self.what
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.interest.as_ref().is_none_or(|interest| *interest.borrow())
     }
 
     fn run<'a>(
@@ -173,22 +237,19 @@ where
         limits: Limits,
         reporter: &'a Reporter<'a>,
     ) -> BoxFuture<'a, Infallible> {
-        let Limits { objects, bytes, .. } = self.limits.unwrap_or(limits);
-        let limits = Limits { objects, bytes, ..limits };
-        let selected = (self.what, self.selection.clone());
-        Reflector::<K>::new(connection, selected, limits, reporter, self).run().boxed()
+        match self.interest.clone() {
+            Some(interest) => self.watch_while(interest, (connection, limits), reporter).boxed(),
+            None => self.watch(connection, limits, reporter).boxed(),
+        }
     }
 
-    fn reader(&self) -> Option<Reader> {
-        (self.what != WatchName::PEERS).then(Reader::of::<K>)
+    fn reader(&self) -> Reader {
+        Reader::of::<K>()
     }
 
     fn take_manifests(&self, files: &Files) {
-        if self.what == WatchName::PEERS {
-            return;
-        }
-        // What is kept of a kind in files is just what its store takes.
-        let news: Vec<News<I>> = files.news(K::RESOURCE.kind);
-        self.change(|store| news.into_iter().flat_map(|news| store.take(news)).collect());
+        let news: Vec<News<Arc<K::Object>>> = files.news(K::RESOURCE.kind);
+        let news = news.into_iter().map(self.described);
+        self.change(|store| news.flat_map(|news| store.take(news)).collect());
     }
 }

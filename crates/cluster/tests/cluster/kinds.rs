@@ -193,7 +193,8 @@ async fn peers_are_the_pods_of_all_nodes_in_a_store_of_their_own() {
     setup.set_pod("near", "1");
     let (mut wanted, effects) = (Wanted::default(), Arc::new(Mutex::new(Vec::<Effect>::new())));
     let told = effects.clone();
-    let peers = wanted.peers(move |effects| told.lock().unwrap().extend(effects));
+    let (interest, interested) = tokio::sync::watch::channel(true);
+    let peers = wanted.peers(interested, move |effects| told.lock().unwrap().extend(effects));
     let agent = started(&setup, wanted, 3).await;
     assert_eq!((agent.pods(), peers.read().len()), (vec!["shop/near".into()], 2));
     assert!(peers.read().is_listed() && agent.cluster.state().stands(WatchName::PEERS));
@@ -212,6 +213,12 @@ async fn peers_are_the_pods_of_all_nodes_in_a_store_of_their_own() {
         effects.lock().unwrap().iter().map(|effect| (effect.added(), effect.removed())).collect();
     let [old, new] = ["10.2.0.9", "10.2.0.10"].map(|address| vec![address.parse().unwrap()]);
     assert_eq!(said, [(new.clone(), old), (vec![], new)]);
+    interest.send_replace(false);
+    agent.until("nothing is kept", |_| peers.read().is_empty() && !peers.read().is_listed()).await;
+    let before = setup.requests("status.phase").len();
+    interest.send_replace(true);
+    agent.until("all of them again", |_| peers.read().is_listed() && peers.read().len() == 1).await;
+    assert!(setup.requests("status.phase").len() > before);
 }
 
 /// The same kinds from a directory, with the same rules: what is broken or unfinished takes nothing back.

@@ -127,12 +127,12 @@ impl Lab {
 
     fn put_pod(&mut self, name: &str, address: &str, labels: &Value) {
         let is_loaded = self.is_loaded();
-        let object = json!({"metadata": {"labels": labels}, "spec": {"containers": []},
+        let object = json!({"metadata": {"labels": labels}, "spec": {"nodeName": "n1", "containers": []},
             "status": {"phase": "Running", "podIPs": [{"ip": address}]}});
         let facts: facts::Peer = serde_json::from_value(object).unwrap();
         let local = LocalFacts { labels: facts.labels.clone(), addresses: facts.addresses.clone() };
         let addresses = facts.addresses.clone();
-        self.world.put_pod(PlainPod { namespace: "x".into(), name: name.into(), node: "n1".into(), facts });
+        self.world.put_pod(PlainPod { namespace: "x".into(), name: name.into(), facts });
         let named = LocalName { namespace: "x".into(), name: name.into() };
         let mut effects = self.index.local_pod(&self.world, &named, Some(local));
         effects.extend(self.index.pod(&self.world, &addresses));

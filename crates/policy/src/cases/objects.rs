@@ -37,8 +37,6 @@ const MORE_ADDRESSES: &str = "test/addresses";
 struct Named {
     metadata: NamedMetadata,
     #[serde(default)]
-    spec: PlacedSpec,
-    #[serde(default)]
     status: AddressedStatus,
 }
 
@@ -49,12 +47,6 @@ struct NamedMetadata {
     namespace: Box<str>,
     #[serde(default)]
     annotations: std::collections::BTreeMap<String, String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct PlacedSpec {
-    node_name: Option<Box<str>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -82,7 +74,7 @@ impl CaseKind {
 
     /// Adds or replaces an object.
     pub(super) fn put(self, world: &mut PlainWorld, object: &RawValue) -> Result<(), CaseError> {
-        let Named { metadata, spec, status } = self.read(object)?;
+        let Named { metadata, status } = self.read(object)?;
         let (namespace, name) = (&*metadata.namespace, &*metadata.name);
         match self {
             Self::Namespace => world.put_namespace(name, self.read(object)?),
@@ -96,7 +88,6 @@ impl CaseKind {
             Self::Pod => world.put_pod(PlainPod {
                 namespace: namespace.into(),
                 name: name.into(),
-                node: spec.node_name.unwrap_or_default(),
                 facts: self.read(object)?,
             }),
             Self::NetworkPolicy => world.put_networkpolicy(&self.read(object)?),

@@ -360,11 +360,6 @@ fn meant_namespaces<'a, W: World>(world: &'a W, term: Option<&'a PodTerm>) -> Ve
     match term.map(|term| &term.namespaces) {
         None => world.namespaces().collect(),
         Some(NamespaceTerm::Named(name)) => vec![name],
-        Some(NamespaceTerm::Labelled(selector)) => {
-            let is_meant = |name: &&str| {
-                world.namespace_labels(name).is_some_and(|labels| selector.selects(|key| labels.get(key)))
-            };
-            world.namespaces().filter(is_meant).collect()
-        }
+        Some(NamespaceTerm::Labelled(selector)) => world.namespaces_with(selector),
     }
 }

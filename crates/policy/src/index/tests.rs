@@ -48,7 +48,7 @@ impl Followed {
         let before = self.world.pod(&name.namespace, &name.name).cloned();
         let both = before.iter().chain(&after);
         let addresses: Vec<IpAddr> = both.flat_map(|pod| pod.facts.addresses.iter().copied()).collect();
-        let own = after.clone().filter(|pod| &*pod.node == "n1" && pod.facts.is_live());
+        let own = after.clone().filter(|pod| &*pod.facts.node == "n1" && pod.facts.is_live());
         match after {
             Some(pod) => self.world.put_pod(pod),
             None => self.world.remove_pod(&name.namespace, &name.name),
@@ -188,7 +188,7 @@ impl Followed {
             .flat_map(|name| self.world.pods_in(name, &Selector::default()).collect::<Vec<_>>());
         let live: Vec<&PlainPod> = live.collect();
         let mut expected_pods = BTreeMap::new();
-        for pod in live.iter().filter(|pod| &*pod.node == "n1") {
+        for pod in live.iter().filter(|pod| &*pod.facts.node == "n1") {
             let selecting: Vec<&PolicyTerms> =
                 self.world.policies().filter(|policy| self.world.selects(&policy.subjects, pod)).collect();
             let name = LocalName { namespace: pod.namespace.clone(), name: pod.name.clone() };
@@ -214,8 +214,9 @@ impl Followed {
     }
 
     fn members(&self, set: &PeerSet, live: &[&PlainPod]) -> BTreeSet<PeerMember> {
-        let is_local =
-            |address| live.iter().any(|pod| &*pod.node == "n1" && pod.facts.addresses.contains(&address));
+        let is_local = |address| {
+            live.iter().any(|pod| &*pod.facts.node == "n1" && pod.facts.addresses.contains(&address))
+        };
         let mut members = BTreeSet::new();
         for address in live.iter().flat_map(|pod| pod.facts.addresses.iter().copied()) {
             let owner = self.world.pod_at(address).unwrap();

@@ -268,11 +268,10 @@ impl SamplePod {
             metadata["deletionTimestamp"] = json!("2026-11-30T00:00:00Z");
         }
         let object = json!({"metadata": metadata,
-            "spec": {"hostNetwork": self.host_network, "containers": [{"ports": ports}]}, "status": {"phase": self.phase, "podIPs": ips}});
+            "spec": {"nodeName": self.node, "hostNetwork": self.host_network, "containers": [{"ports": ports}]}, "status": {"phase": self.phase, "podIPs": ips}});
         PlainPod {
             namespace: self.namespace.into(),
             name: format!("p{number}").into(),
-            node: self.node.into(),
             facts: serde_json::from_value(object).unwrap(),
         }
     }

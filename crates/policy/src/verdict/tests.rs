@@ -15,8 +15,8 @@ fn world() -> PlainWorld {
         world.put_pod(PlainPod {
             namespace: "x".into(),
             name: name.into(),
-            node: "n".into(),
             facts: Peer {
+                node: "n".into(),
                 labels: LabelSet::from_iter([("pod", name)]),
                 addresses: [address(ip)].into(),
                 ports: [NamedPort { name: "http".into(), protocol: TCP, number: 8080 }].into(),

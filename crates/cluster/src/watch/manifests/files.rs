@@ -79,7 +79,7 @@ impl Files {
     /// None, and which kinds are read of them.
     pub(super) fn new(wanted: &Wanted) -> Self {
         let own = [Reader::of::<Pods>(), Reader::of::<Namespaces>()];
-        let readers = own.into_iter().chain(wanted.wishes().iter().filter_map(|wish| wish.reader()));
+        let readers = own.into_iter().chain(wanted.wishes().iter().map(|wish| wish.reader()));
         Self { files: BTreeMap::new(), readers: readers.collect() }
     }
 
@@ -198,7 +198,9 @@ impl Files {
     /// the plugin's own order.
     fn chosen<T: Clone + Send + Sync + 'static>(&self, kind: &str) -> Vec<Item<T>> {
         let mut chosen: BTreeMap<&ObjectKey, (Rank, &Described)> = BTreeMap::new();
-        for (path, described) in self.described().filter(|(_, described)| described.kind == kind) {
+        // The same object may be kept in several ways.
+        let of_kind = |described: &Described| described.kind == kind && described.object.is::<T>();
+        for (path, described) in self.described().filter(|(_, described)| of_kind(described)) {
             let rank = Rank::of(path, &described.key);
             let known = chosen.get(&described.key).map(|(known, _)| *known);
             if known.is_none_or(|known| rank < known) {
@@ -218,16 +220,16 @@ impl Files {
 
     /// The objects of a file, or why they cannot be used.
     fn read(&self, path: &Path, stamp: &Stamp, sum: &Sum) -> Result<Vec<Described>, String> {
-        let reader = |kind: &str| self.readers.iter().find(|reader| reader.kind == kind);
-        let written = written_in_file(path, &|kind| reader(kind).is_some());
+        let written = written_in_file(path, &|kind| self.readers.iter().any(|reader| reader.kind == kind));
         let written = written.map_err(|error| error.to_string())?;
         let refused = |reason: &str| Err(format!("read manifest {}: {reason}", path.display()));
         let mut objects = Vec::new();
         for one in &written {
-            let Some(reader) = reader(one.kind()) else { continue };
-            match (reader.read)(one).map_err(|error| error.to_string())? {
-                Some(object) => objects.push(object),
-                None => return refused("an object has no metadata.name; add it"),
+            for reader in self.readers.iter().filter(|reader| reader.kind == one.kind()) {
+                match (reader.read)(one).map_err(|error| error.to_string())? {
+                    Some(object) => objects.push(object),
+                    None => return refused("an object has no metadata.name; add it"),
+                }
             }
         }
         if objects.is_empty() {

@@ -54,7 +54,7 @@ proptest! {
         let layers = std::slice::from_ref(&node.rules);
         for flow in &flows {
             let expected = verdict(&world, flow);
-            let is_local = |address| world.pod_at(address).is_some_and(|pod| &*pod.node == "n1");
+            let is_local = |address| world.pod_at(address).is_some_and(|pod| &*pod.facts.node == "n1");
             let denied = is_local(flow.source) && !expected.egress.is_allowed()
                 || is_local(flow.destination) && !expected.ingress.is_allowed();
             let (packet, hook) = on_node(&world, flow);

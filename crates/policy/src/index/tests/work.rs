@@ -59,8 +59,8 @@ fn pod(namespace: usize, number: usize) -> PlainPod {
     PlainPod {
         namespace: format!("ns{namespace}").into(),
         name: format!("p{number}").into(),
-        node: if number == 0 { "n1" } else { "n2" }.into(),
         facts: Peer {
+            node: if number == 0 { "n1" } else { "n2" }.into(),
             labels: LabelSet::from_iter([("app", ["a", "b", "c"][number % 3]), ("kind", "pod")]),
             addresses: [address.into()].into(),
             phase: Phase::Running,

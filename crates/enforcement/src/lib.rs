@@ -1,0 +1,228 @@
+//! NetworkPolicies, enforced on this node.
+//!
+//! Watches fill stores and tell what changed (`changes.rs`). One task acts upon that (`state.rs`): the cluster as policies see it (`world.rs`) and the
+//! index of the crate `policy` give effects, and these go to the points where policies are enforced (`point.rs`, `points.rs`). Plugins ask the same
+//! task for pods that are about to start. Until all lists are complete nothing is opened or closed: what an earlier agent left in the kernel stays.
+
+mod changes;
+mod config;
+mod point;
+mod points;
+mod state;
+mod world;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cluster::kind::NetworkPolicies;
+use cluster::{Cluster, ObjectSelection, Objects, Peers, Shared, Wanted};
+use facts::{NetworkPolicy, PodRef};
+use telemetry::Scope;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
+
+use changes::Inbox;
+pub use config::{PointChoice, PolicyConfig, Unprepared};
+pub use point::{EnforcementPoint, PointError, PolicyPoint};
+use points::Points;
+use state::{FollowStage, PolicySources, PolicyState};
+pub use state::{NotPrepared, PodToPrepare, PreparedPod};
+use world::LocalPods;
+
+/// Pause before the next try after a failure; each one is twice as long.
+const RETRY: fault::Backoff = fault::Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+/// How often it is looked for pods that a plugin announced and that never came to be.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Plugins that wait to be heard.
+const MAX_REQUESTS: usize = 256;
+
+/// The stores of policies and of all pods, asked for before the watches begin.
+pub struct PolicyWatches {
+    policies: Shared<Objects<NetworkPolicy>>,
+    peers: Shared<Peers>,
+    interest: watch::Sender<bool>,
+    inbox: Arc<Inbox>,
+}
+
+/// What enforcing needs of the agent.
+pub struct PolicyParts {
+    /// The options.
+    pub config: PolicyConfig,
+    /// This node's name.
+    pub node: String,
+    /// Whether pods come from manifests.
+    pub manifests: bool,
+    /// Namespaces, and which pods there are.
+    pub cluster: Cluster,
+    /// Makes what enforces policies in the node's network namespace. It is asked again after a panic.
+    pub node_point: PointMaker,
+    /// The same in those of pods.
+    pub pod_point: PointMaker,
+    /// Is told how it stands, after each turn. It must not wait.
+    pub told: Box<dyn Fn(&PolicyStanding) + Send + Sync>,
+    /// Where lines go.
+    pub log: Scope,
+}
+
+/// Makes a point.
+pub type PointMaker = Box<dyn Fn() -> Box<dyn PolicyPoint> + Send + Sync>;
+
+/// How enforcing stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyStanding {
+    /// Not all lists are complete; nothing is opened or closed.
+    NotListed,
+    /// Policies are in force as they are now.
+    InForce,
+    /// A kernel did not take all of it, and it is tried again.
+    Failing(String),
+}
+
+/// Enforces the policies of this node's pods. Clones ask the same task.
+#[derive(Clone)]
+pub struct Policies {
+    parts: Arc<PolicyParts>,
+    sources: Arc<PolicySources>,
+    requests: mpsc::Sender<Request>,
+    /// Taken by the task.
+    asked: Arc<Mutex<Option<mpsc::Receiver<Request>>>>,
+}
+
+/// What plugins ask.
+enum Request {
+    Prepare(PodToPrepare, oneshot::Sender<Result<PreparedPod, NotPrepared>>),
+    Release(PodRef),
+}
+
+// === impl PolicyWatches ===
+
+impl PolicyWatches {
+    /// Adds what is watched.
+    pub fn new(wanted: &mut Wanted) -> Self {
+        let inbox = Arc::new(Inbox::default());
+        let interest = watch::Sender::new(false);
+        let told = inbox.clone();
+        let policies = wanted.kind::<NetworkPolicies>(ObjectSelection::all(), move |deltas| {
+            told.policies(deltas.into_iter().map(|delta| delta.key));
+        });
+        let told = inbox.clone();
+        let peers = wanted.peers(interest.subscribe(), move |effects| told.pods(effects));
+        Self { policies, peers, interest, inbox }
+    }
+}
+
+// === impl Policies ===
+
+impl Policies {
+    /// Nothing happens before [`Self::live`].
+    pub fn new(parts: PolicyParts, watches: PolicyWatches) -> Self {
+        let PolicyWatches { policies, peers, interest, inbox } = watches;
+        let sources = PolicySources { policies, peers, cluster: parts.cluster.clone(), interest, inbox };
+        let (sender, requests) = mpsc::channel(MAX_REQUESTS);
+        let asked = Arc::new(Mutex::new(Some(requests)));
+        Self { parts: Arc::new(parts), sources: Arc::new(sources), requests: sender, asked }
+    }
+
+    /// A pod is about to start. When this is answered its rules are in force, and its neighbours on this node know its addresses.
+    ///
+    /// # Errors
+    /// That is not so.
+    pub async fn prepare(&self, starting: PodToPrepare) -> Result<PreparedPod, NotPrepared> {
+        let (answer, answered) = oneshot::channel();
+        let asked = self.requests.send(Request::Prepare(starting, answer)).await;
+        asked.map_err(|_| NotPrepared::Ended)?;
+        answered.await.map_err(|_| NotPrepared::Ended)?
+    }
+
+    /// The addresses of a pod are released. Another one may have them at once.
+    pub async fn released(&self, pod: PodRef) {
+        // There is nobody to tell any more.
+        let _ = self.requests.send(Request::Release(pod)).await;
+    }
+
+    /// Labels of namespaces have changed.
+    pub fn namespaces_changed(&self, names: Vec<Box<str>>) {
+        self.sources.inbox.namespaces(names);
+    }
+
+    /// All objects of a watch were listed for the first time.
+    pub fn listed(&self) {
+        self.sources.inbox.wake();
+    }
+
+    fn state(&self) -> PolicyState {
+        let PolicyParts { config, node, manifests, node_point, pod_point, log, .. } = &*self.parts;
+        let points = Points::new(config.point, node_point(), pod_point(), log.clone());
+        PolicyState::new(self.sources.clone(), LocalPods::new(node, *manifests), points)
+    }
+
+    /// Enforces them until it is aborted. To be called once.
+    pub async fn live(self) {
+        let Some(mut asked) = self.asked.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
+        let mut state = self.state();
+        let (mut failures, mut retry) = (0, None::<Instant>);
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let (mut request, mut sweeps) = (None, false);
+            tokio::select! {
+                () = self.sources.inbox.told() => {}
+                Some(one) = asked.recv() => request = Some(one),
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
+                _ = sweep.tick() => sweeps = true,
+            }
+            let work = tokio::task::spawn_blocking(move || {
+                let done = state.act(request, sweeps);
+                (state, done)
+            });
+            let done;
+            (state, done) = match work.await {
+                Ok(done) => done,
+                // All that it knew is read anew; the kernel has what it had.
+                Err(error) => (self.state(), Err(PointError::new(error))),
+            };
+            failures = if done.is_ok() { 0 } else { failures + 1 };
+            retry = done.is_err().then(|| Instant::now() + RETRY.pause(failures));
+            self.tell(&state, done);
+        }
+    }
+
+    fn tell(&self, state: &PolicyState, done: Result<(), PointError>) {
+        let PolicyParts { told, log, .. } = &*self.parts;
+        match done {
+            Ok(()) if state.stage() == FollowStage::Lists => told(&PolicyStanding::NotListed),
+            Ok(()) => {
+                log.settled(&[]);
+                told(&PolicyStanding::InForce);
+            }
+            Err(error) => {
+                let (text, error) = (
+                    "the kernel does not have all that policies come to; it is tried again",
+                    fault::chain(&error),
+                );
+                log.warn(text, &[("error", &error)]);
+                told(&PolicyStanding::Failing(error));
+            }
+        }
+    }
+}
+
+impl PolicyState {
+    fn act(&mut self, request: Option<Request>, sweeps: bool) -> Result<(), PointError> {
+        if sweeps {
+            self.sweep();
+        }
+        let done = self.turn();
+        match request {
+            None => {}
+            Some(Request::Prepare(starting, answer)) => {
+                // Who asked may have gone meanwhile.
+                let _ = answer.send(self.prepare(&starting));
+            }
+            Some(Request::Release(pod)) => self.release(&pod),
+        }
+        done
+    }
+}

@@ -1,0 +1,68 @@
+//! Where policies are enforced: what takes the effects of events to a kernel.
+
+use std::error::Error;
+use std::fmt;
+
+use policy::index::{LocalName, PolicyEffect, PolicyIndex};
+
+/// Keeps what a kernel has of policies as an index says it. It is called by one thread at a time, and may take as long as the kernel does.
+pub trait PolicyPoint: Send {
+    /// Makes everything what the index says, whatever is there: at the start, and after a failure. What is right is left as it is; isolation
+    /// comes first, then what is allowed, and what is not wanted any more goes last. An index without pods leaves nothing of ours.
+    ///
+    /// # Errors
+    /// Not all of it was done. It is tried again.
+    fn adopt(&mut self, index: &PolicyIndex, pods: &dyn Fn(&LocalName) -> bool) -> Result<(), PointError>;
+
+    /// Carries out what an event changes, in the order of the effects. The index is as it is after the event.
+    ///
+    /// # Errors
+    /// Not all of it was done. [`Self::adopt`] follows.
+    fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> Result<(), PointError>;
+}
+
+/// A kernel did not take what policies come to.
+#[derive(Debug)]
+pub struct PointError(Box<dyn Error + Send + Sync>);
+
+/// Where the policies of a pod are enforced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EnforcementPoint {
+    /// In the node's network namespace.
+    Node,
+    /// In the pod's.
+    Pod,
+}
+
+// === impl PointError ===
+
+impl PointError {
+    /// From what went wrong.
+    pub fn new(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+impl fmt::Display for PointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for PointError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
+    }
+}
+
+// === impl EnforcementPoint ===
+
+impl EnforcementPoint {
+    /// Its name in metrics and for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Pod => "pod",
+        }
+    }
+}

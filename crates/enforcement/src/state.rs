@@ -1,0 +1,293 @@
+//! Turns what watches and plugins tell into effects, and gives these to where policies are enforced.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cluster::news::ObjectKey;
+use cluster::{Cluster, Objects, Peers, Shared};
+use facts::{LabelSet, NetworkPolicy, PodRef};
+use policy::index::{LocalFacts, LocalName, PodClasses, PolicyEffect, PolicyIndex};
+use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
+use tokio::sync::watch;
+
+use super::changes::{Changes, Inbox};
+use super::point::{EnforcementPoint, PointError};
+use super::points::Points;
+use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
+
+/// What the watches fill.
+#[derive(Debug)]
+pub(super) struct PolicySources {
+    pub(super) policies: Shared<Objects<NetworkPolicy>>,
+    pub(super) peers: Shared<Peers>,
+    pub(super) cluster: Cluster,
+    /// Whether all pods of the cluster are watched.
+    pub(super) interest: watch::Sender<bool>,
+    pub(super) inbox: Arc<Inbox>,
+}
+
+/// What is known of policies, and what of it a kernel has.
+pub(super) struct PolicyState {
+    sources: Arc<PolicySources>,
+    namespaces: LabelledNamespaces,
+    local: LocalPods,
+    index: PolicyIndex,
+    points: Points,
+    stage: FollowStage,
+    /// Whether a point has to adopt the index.
+    behind: bool,
+    /// Pods whose addresses a plugin told and that nobody else knows, as it was when this was looked at last.
+    unknown: BTreeSet<ObjectKey>,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FollowStage {
+    /// Not all lists are complete: nothing is opened or closed.
+    Lists,
+    /// There are no policies, and pods of the cluster are not watched.
+    Idle,
+    /// Each change is followed.
+    Follows,
+}
+
+/// A pod as a plugin tells it before it starts.
+#[derive(Debug, Clone)]
+pub struct PodToPrepare {
+    /// Which.
+    pub pod: PodRef,
+    /// Its labels.
+    pub labels: LabelSet,
+    /// Its addresses in the cluster's network.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What was done for a pod before it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedPod {
+    /// The policies that select it.
+    pub classes: PodClasses,
+    /// Where they are enforced.
+    pub point: EnforcementPoint,
+}
+
+/// Why a pod is not prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPrepared {
+    /// At the start.
+    #[error("the policies of the cluster are not listed yet")]
+    NotListed,
+    /// The kernel did not take its rules.
+    #[error("load the rules of its policies: {0}")]
+    Point(#[from] PointError),
+    /// The task that does it is gone.
+    #[error("policies are not enforced any more; the agent ends")]
+    Ended,
+}
+
+// === impl PolicyState ===
+
+impl PolicyState {
+    pub(super) fn new(sources: Arc<PolicySources>, local: LocalPods, points: Points) -> Self {
+        sources.inbox.follow(false);
+        Self {
+            sources,
+            namespaces: LabelledNamespaces::default(),
+            local,
+            index: PolicyIndex::default(),
+            points,
+            stage: FollowStage::Lists,
+            behind: true,
+            unknown: BTreeSet::new(),
+        }
+    }
+
+    /// Acts upon what was told since the last time.
+    ///
+    /// # Errors
+    /// A kernel did not take all of it; the next call tries again.
+    pub(super) fn turn(&mut self) -> Result<(), PointError> {
+        if !self.are_lists_complete() {
+            return Ok(());
+        }
+        let has_none = self.sources.policies.read().is_empty();
+        match (self.stage, has_none) {
+            (FollowStage::Follows, _) => self.follow(),
+            (_, true) => self.idle(),
+            (_, false) => self.begin(),
+        }
+        if has_none && self.stage == FollowStage::Follows {
+            self.idle();
+        }
+        self.catch_up()
+    }
+
+    /// How far it is.
+    pub(super) fn stage(&self) -> FollowStage {
+        self.stage
+    }
+
+    /// A pod is about to start: when this is done its rules are in force, and its neighbours on this node know its addresses.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(super) fn prepare(&mut self, starting: &PodToPrepare) -> Result<PreparedPod, NotPrepared> {
+        let PodToPrepare { pod, labels, addresses } = starting;
+        let touched = self.local.prepare(pod, labels.clone(), addresses, &self.sources.peers.read());
+        let key = key_of(pod);
+        match self.stage {
+            FollowStage::Lists => return Err(NotPrepared::NotListed),
+            FollowStage::Idle => {}
+            FollowStage::Follows => self.pod(&key, &touched),
+        }
+        self.catch_up()?;
+        let name = name_of(&key);
+        let classes = self.index.classes_of(&name).cloned().unwrap_or_default();
+        Ok(PreparedPod { classes, point: self.points.of(&name) })
+    }
+
+    /// The addresses of a pod are released: the next one may have them.
+    pub(super) fn release(&mut self, pod: &PodRef) {
+        let touched = self.local.release(pod, &self.sources.peers.read());
+        if self.stage == FollowStage::Follows {
+            self.pod(&key_of(pod), &touched);
+        }
+    }
+
+    /// Forgets pods that never came to be: nobody has known them twice in a row.
+    pub(super) fn sweep(&mut self) {
+        let cluster = self.sources.cluster.clone();
+        let (before, mut unknown) = (std::mem::take(&mut self.unknown), BTreeSet::new());
+        let gone = self.local.retain(|key| {
+            let exists = cluster.index().pod(&key.namespace, &key.name).is_some();
+            exists || {
+                unknown.insert(key.clone());
+                !before.contains(key)
+            }
+        });
+        self.unknown = unknown;
+        if self.stage == FollowStage::Follows {
+            gone.iter().for_each(|(key, addresses)| self.pod(key, addresses));
+        }
+    }
+
+    /// Whether all that decides was listed. Pods of the cluster are asked for where there are policies.
+    fn are_lists_complete(&self) -> bool {
+        if self.stage == FollowStage::Follows {
+            return true;
+        }
+        let PolicySources { policies, peers, cluster, interest, .. } = &*self.sources;
+        let policies = policies.read();
+        if !policies.is_listed() || !cluster.state().synced {
+            return false;
+        }
+        interest.send_if_modified(|before| {
+            std::mem::replace(before, !policies.is_empty()) == policies.is_empty()
+        });
+        policies.is_empty() || peers.read().is_listed()
+    }
+
+    /// There is no policy: nothing is isolated.
+    fn idle(&mut self) {
+        self.behind |= self.stage != FollowStage::Idle;
+        self.stage = FollowStage::Idle;
+        self.index = PolicyIndex::default();
+        self.sources.inbox.follow(false);
+        self.sources.interest.send_replace(false);
+    }
+
+    /// Reads everything, of which nothing was known.
+    fn begin(&mut self) {
+        self.sources.inbox.follow(true);
+        self.namespaces = LabelledNamespaces::default();
+        for (name, namespace) in self.sources.cluster.index().namespaces() {
+            self.namespaces.set(name, Some(namespace.clone()));
+        }
+        let (peers, policies) = (self.sources.peers.read(), self.sources.policies.read());
+        let world = world(&peers, &self.local, &self.namespaces);
+        let mut index = PolicyIndex::default();
+        for (namespace, name, policy) in policies.iter() {
+            index.policy(&world, &policy_name(namespace, name), Some(PolicyTerms::from(&**policy)));
+        }
+        for pod in world.local_pods() {
+            index.local_pod(&world, &name_of(&pod.key()), Some(local_facts(&pod)));
+        }
+        self.index = index;
+        self.stage = FollowStage::Follows;
+        self.behind = true;
+    }
+
+    /// Acts upon what changed.
+    fn follow(&mut self) {
+        let Changes { policies, namespaces, pods, .. } = self.sources.inbox.take();
+        for (key, mut addresses) in pods {
+            addresses.extend(self.local.watched(&key, &self.sources.peers.read()));
+            self.pod(&key, &addresses);
+        }
+        for key in policies {
+            self.policy(&key);
+        }
+        for name in namespaces {
+            let now = self.sources.cluster.index().namespace(&name).cloned();
+            self.namespaces.set(&name, now);
+            let peers = self.sources.peers.read();
+            let world = world(&peers, &self.local, &self.namespaces);
+            let effects = self.index.namespace(&world, &name);
+            drop(peers);
+            self.apply(&effects);
+        }
+    }
+
+    /// A pod is other than before; `addresses` are all that it had or has.
+    fn pod(&mut self, key: &ObjectKey, addresses: &[IpAddr]) {
+        let (name, peers) = (name_of(key), self.sources.peers.read());
+        let world = world(&peers, &self.local, &self.namespaces);
+        let pod = world.pod(key).filter(|pod| world.is_local(pod));
+        let facts = pod.as_ref().map(local_facts);
+        let mut effects = self.index.local_pod(&world, &name, facts);
+        effects.extend(self.index.pod(&world, addresses));
+        drop(peers);
+        self.apply(&effects);
+    }
+
+    fn policy(&mut self, key: &ObjectKey) {
+        let (peers, policies) = (self.sources.peers.read(), self.sources.policies.read());
+        let terms = policies.get(&key.namespace, &key.name).map(|policy| PolicyTerms::from(&**policy));
+        let world = world(&peers, &self.local, &self.namespaces);
+        let effects = self.index.policy(&world, &policy_name(&key.namespace, &key.name), terms);
+        drop((peers, policies));
+        self.apply(&effects);
+    }
+
+    fn apply(&mut self, effects: &[PolicyEffect]) {
+        // Who is behind adopts everything, and that with it.
+        if !effects.is_empty() && !self.behind {
+            self.behind = !self.points.apply(effects, &self.index);
+        }
+    }
+
+    fn catch_up(&mut self) -> Result<(), PointError> {
+        if self.behind {
+            self.points.adopt(&self.index)?;
+            self.behind = false;
+        }
+        Ok(())
+    }
+}
+
+fn world<'a>(peers: &'a Peers, local: &'a LocalPods, namespaces: &'a LabelledNamespaces) -> ClusterWorld<'a> {
+    ClusterWorld { peers, local, namespaces, node_addresses: &[] }
+}
+
+fn local_facts(pod: &ClusterPod<'_>) -> LocalFacts {
+    LocalFacts { labels: pod.label_set(), addresses: pod.addresses().into() }
+}
+
+fn name_of(key: &ObjectKey) -> LocalName {
+    LocalName { namespace: key.namespace.clone(), name: key.name.clone() }
+}
+
+fn policy_name(namespace: &str, name: &str) -> PolicyName {
+    PolicyName { section: Section::NetworkPolicy, namespace: namespace.into(), name: name.into() }
+}
