@@ -126,6 +126,11 @@ impl PlainWorld {
         self.services.get(&key(namespace, name))
     }
 
+    /// All nodes with their own addresses.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &[IpAddr])> {
+        self.nodes.iter().map(|(name, addresses)| (&**name, &**addresses))
+    }
+
     /// A node's own addresses.
     pub fn node(&self, name: &str) -> Option<&[IpAddr]> {
         self.nodes.get(name).map(Vec::as_slice)

@@ -219,12 +219,16 @@ pub fn compare(attempt: &Attempt, end: &End, outcome: &Outcome) -> Result<(), St
     Ok(())
 }
 
-/// Runs on a thread whose files and sockets belong to the proxy's user; it keeps what it needs to enter a namespace.
 fn as_proxy<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    as_user(LISTENER_ID, f)
+}
+
+/// Runs on a thread whose files and sockets belong to a user and group; it keeps what it needs to enter a namespace.
+pub(crate) fn as_user<R: Send>(id: u32, f: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            setfsgid(Gid::from_raw(LISTENER_ID));
-            setfsuid(Uid::from_raw(LISTENER_ID));
+            setfsgid(Gid::from_raw(id));
+            setfsuid(Uid::from_raw(id));
             f()
         });
         match thread.join() {

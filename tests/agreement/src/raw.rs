@@ -80,7 +80,7 @@ impl Shot {
     }
 
     /// What is after the header of IP.
-    fn payload(&self) -> Vec<u8> {
+    pub(crate) fn payload(&self) -> Vec<u8> {
         let ports = [self.from.port().to_be_bytes(), self.to.port().to_be_bytes()].concat();
         match self.protocol {
             Protocol::Tcp => {

@@ -1,0 +1,138 @@
+//! Policies' rules in kernels: real packets between the pods of two nodes do what a file of cases says, in both backends, with a sidecar's redirection
+//! or that of ambient mode beside them, and behind a service proxy.
+//!
+//! `POLICY_CASES` names another file of the same form, of which every case is run; without it a part of the reference cases is.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use agreement::cluster::{Cluster, Layout, Mesh, Tried};
+use agreement::lab::Loader;
+use capture::settings::Mode;
+use conformance::golden_dir;
+use policy::cases::{CaseFile, CaseState, point_difference};
+use policy::compiled::CompiledPods;
+use policy::{FlowRoute, ServiceWorld as _};
+
+/// The families that are about what packets do at one time.
+const FAMILIES: [&str; 8] =
+    ["isolation", "ipblock", "ports", "named", "nodes", "life", "dualstack", "services"];
+/// Of the reference cases the first combination takes one state in so many, and each other one.
+const ONE_IN: [usize; 2] = [3, 30];
+
+/// What was tried, and what was not as it should be.
+#[derive(Debug, Default)]
+struct Seen {
+    states: usize,
+    connections: usize,
+    allowed: usize,
+    clusters: usize,
+    differences: Vec<String>,
+}
+
+#[test]
+#[ignore = "needs the reference data: `make conformance`"]
+fn real_packets_do_what_the_file_says() {
+    let own = std::env::var_os("POLICY_CASES");
+    let path = own.clone().map_or_else(|| golden_dir().unwrap().join("policy/cases.json"), Into::into);
+    let file = CaseFile::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let meshes = [Mesh::None, Mesh::Sidecar(Mode::Redirect), Mesh::Sidecar(Mode::Tproxy), Mesh::Ambient];
+    let all = meshes.iter().flat_map(|mesh| Loader::ALL.map(|loader| (loader, *mesh)));
+    let mut differences = Vec::new();
+    for (number, (loader, mesh)) in all.enumerate() {
+        let begin = Instant::now();
+        let is_chosen = |state: &CaseState<'_>, at: usize| {
+            own.is_some()
+                || (FAMILIES.contains(&state.family) && at % ONE_IN[usize::from(number > 0)] == number)
+        };
+        let seen = run(&file, loader, mesh, is_chosen);
+        println!(
+            "{loader:?} {mesh:?}: states: {}, connections: {}, allowed: {}, clusters: {}, differences: {}; {:?}",
+            seen.states,
+            seen.connections,
+            seen.allowed,
+            seen.clusters,
+            seen.differences.len(),
+            begin.elapsed()
+        );
+        assert!(seen.states > 0 && seen.allowed > 0 && seen.allowed < seen.connections, "{seen:?}");
+        differences.extend(seen.differences.into_iter().map(|one| format!("{loader:?} {mesh:?}: {one}")));
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+fn run(
+    file: &CaseFile,
+    loader: Loader,
+    mesh: Mesh,
+    is_chosen: impl Fn(&CaseState<'_>, usize) -> bool,
+) -> Seen {
+    let (mut seen, mut cluster, mut at) = (Seen::default(), None, 0);
+    // One cluster has them all, so that few are made.
+    let mut addresses = BTreeSet::new();
+    file.states(|state| {
+        let flows = state.connections()?.into_iter().flat_map(|one| one.flows);
+        addresses.extend(flows.flat_map(|flow| [flow.source, flow.destination]));
+        Ok(())
+    })
+    .unwrap();
+    file.states(|state| {
+        at += 1;
+        if is_chosen(state, at) {
+            compare(state, &addresses, &mut cluster, (loader, mesh), &mut seen);
+        }
+        Ok(())
+    })
+    .unwrap();
+    seen
+}
+
+fn compare(
+    state: &CaseState<'_>,
+    addresses: &BTreeSet<IpAddr>,
+    cluster: &mut Option<Cluster>,
+    (loader, mesh): (Loader, Mesh),
+    seen: &mut Seen,
+) {
+    let world = state.world;
+    let pods = CompiledPods::new(world, loader.backend());
+    let (mut names, mut tried) = (Vec::new(), Vec::new());
+    for connection in state.connections().unwrap() {
+        for flow in &connection.flows {
+            // What nobody translates goes nowhere; and the tunnel is ztunnel's.
+            let of_service = world.service_addresses().any(|one| one.address == flow.destination);
+            if of_service || flow.route == FlowRoute::Tunnel {
+                continue;
+            }
+            let service = connection.service.flatten();
+            let evaluated = pods.egress(flow, service).is_allowed && pods.ingress(flow).is_allowed;
+            let expected = connection.allows(flow).unwrap();
+            let name =
+                format!("{} step {}: {} to {}", state.case, state.step, connection.name, flow.destination);
+            if evaluated != expected && point_difference(world, &connection, flow, evaluated).is_none() {
+                seen.differences.push(format!("{name}: evaluated to {evaluated}"));
+            }
+            names.push(name);
+            tried.push(Tried { flow: *flow, service, expected: evaluated });
+        }
+    }
+    let layout = Layout::of(world, addresses.iter().copied());
+    if cluster.as_ref().is_none_or(|cluster| *cluster.layout() != layout) {
+        *cluster = Some(Cluster::new(layout, mesh, loader).unwrap());
+        seen.clusters += 1;
+    }
+    let Some(cluster) = cluster else { return };
+    cluster.load(world, &pods).unwrap();
+    let found = cluster.run(&tried).unwrap();
+    seen.states += 1;
+    seen.connections += tried.len();
+    for ((name, one), reached) in names.into_iter().zip(&tried).zip(found) {
+        seen.allowed += usize::from(reached);
+        if reached != one.expected {
+            let what = if reached { "gets through" } else { "does not get through" };
+            seen.differences.push(format!("{name}: it {what} (source {})", one.flow.source));
+        }
+    }
+}
