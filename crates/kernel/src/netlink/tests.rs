@@ -101,7 +101,7 @@ fn a_list_that_was_disturbed_is_read_again_and_never_taken_for_whole() {
     {
         let again = [vec![&*disturbed; DUMP_TRIES - 1], vec![&*whole]].concat();
         assert_eq!(read(&again).expect("the last one is whole"), 1);
-        let error = read(&vec![&*disturbed; DUMP_TRIES]).expect_err("no list is whole");
+        let error = read(&[&*disturbed; DUMP_TRIES]).expect_err("no list is whole");
         assert!(matches!(error, Error::Disturbed), "{error}");
     }
     // The kernel refuses it, at once or half-way; it does not end.

@@ -141,7 +141,8 @@ impl Lab {
 
     fn put_policy(&mut self, name: &str, spec: Value) {
         let is_loaded = self.is_loaded();
-        let object = json!({"metadata": {"namespace": "x", "name": name}, "spec": spec});
+        let mut object = json!({"metadata": {"namespace": "x", "name": name}});
+        object["spec"] = spec;
         let terms = PolicyTerms::from(&serde_json::from_value::<facts::NetworkPolicy>(object).unwrap());
         let effects = self.index.policy(&self.world, &terms.name.clone(), Some(terms));
         self.apply(&effects, is_loaded);

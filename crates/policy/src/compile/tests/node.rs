@@ -65,7 +65,8 @@ proptest! {
 }
 
 fn policy(namespace: &str, name: &str, spec: serde_json::Value) -> PolicyTerms {
-    let object = serde_json::json!({"metadata": {"namespace": namespace, "name": name}, "spec": spec});
+    let mut object = serde_json::json!({"metadata": {"namespace": namespace, "name": name}});
+    object["spec"] = spec;
     (&serde_json::from_value::<facts::NetworkPolicy>(object).unwrap()).into()
 }
 
