@@ -1,11 +1,18 @@
 //! What the enforcement of policies needs of this agent.
 
+mod node_point;
+
 use std::sync::Arc;
 
 use enforcement::{PointError, PolicyPoint, PolicyStanding};
+use kernel::Change;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::health::{Health, HealthPart};
+use crate::run::Agent;
+
+pub(crate) use node_point::{NodePoint, node_settings};
 
 /// Stands where a point is not built yet.
 pub(crate) struct Unenforced;
@@ -20,6 +27,37 @@ pub(crate) fn standing(health: Arc<Health>) -> Box<dyn Fn(&PolicyStanding) + Sen
         }
         PolicyStanding::Failing(error) => health.pending(HealthPart::Policies, error),
     })
+}
+
+impl Agent {
+    /// Enforces policies, or removes what an earlier agent left that did.
+    pub(crate) fn enforce_policies(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> AbortHandle {
+        match self.policies.clone() {
+            Some(policies) => tasks.spawn(policies.live()),
+            None => {
+                let agent = self.clone();
+                tasks.spawn(async move { agent.leave_policies().await })
+            }
+        }
+    }
+
+    /// Removes what enforces policies on this node: they are not enforced any more, or the agent goes for good.
+    pub(crate) async fn leave_policies(&self) {
+        let config = self.config.ambient.clone();
+        let removed = tokio::task::spawn_blocking(move || node_point::remove(&config));
+        let error = match removed.await {
+            Ok(Ok(Change::None)) => return,
+            Ok(Ok(_)) => return self.log.info("rules that enforced network policies are removed", &[]),
+            Ok(Err(error)) => fault::chain(&error),
+            Err(error) => error.to_string(),
+        };
+        let text = "rules that enforced network policies may be left; look for table istio-policy-mangle of nf_tables";
+        match self.policies {
+            // Without the right to look there was none to make any.
+            None => self.log.debug(text, &[("error", &error)]),
+            Some(_) => self.log.warn(text, &[("error", &error)]),
+        }
+    }
 }
 
 impl PolicyPoint for Unenforced {

@@ -237,12 +237,14 @@ impl Agent {
             tasks.spawn(agent.sidecars.clone().live());
             tasks.spawn(agent.verifier.clone().live());
             tasks.spawn(agent.verifier.tell_conflicts());
-            agent.policies.iter().for_each(|policies| drop(tasks.spawn(policies.clone().live())));
+            let enforces = agent.enforce_policies(&mut tasks);
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((ShutdownOutcome::Deleted, installer)) = outcome {
                 agent.sidecars.plugin_goes();
                 agent.taint.end(&agent).await;
+                enforces.abort();
+                agent.leave_policies().await;
                 agent.clean_up_and_wait(installer, ambient, &mut end, tasks).await?;
                 lock.remove();
                 return Ok(());
@@ -254,6 +256,7 @@ impl Agent {
                 return installer.join().map(drop).map_err(|_| Error::Installer);
             }
             agent.taint.end(&agent).await;
+            agent.leave_policies().await;
             agent.take_plugin_off(installer).await?;
             agent.ambient.clone().clean_up(ambient).await;
             lock.remove();

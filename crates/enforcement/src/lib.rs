@@ -18,12 +18,12 @@ use cluster::kind::NetworkPolicies;
 use cluster::{Cluster, ObjectSelection, Objects, Peers, Shared, Wanted};
 use facts::{NetworkPolicy, PodRef};
 use telemetry::Scope;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use changes::Inbox;
 pub use config::{PointChoice, PolicyConfig, Unprepared};
-pub use point::{EnforcementPoint, PointError, PolicyPoint};
+pub use point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 use points::Points;
 use state::{FollowStage, PolicySources, PolicyState};
 pub use state::{NotPrepared, PodToPrepare, PreparedPod};
@@ -33,6 +33,10 @@ use world::LocalPods;
 const RETRY: fault::Backoff = fault::Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
 /// How often it is looked for pods that a plugin announced and that never came to be.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How often what kernels have is compared with what they were given.
+const VERIFICATION: Duration = Duration::from_secs(30);
+/// The least between two looks at what others have committed: who commits all the time is not to keep this task from its work.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 /// Plugins that wait to be heard.
 const MAX_REQUESTS: usize = 256;
 
@@ -58,6 +62,8 @@ pub struct PolicyParts {
     pub node_point: PointMaker,
     /// The same in those of pods.
     pub pod_point: PointMaker,
+    /// Points tell by it that somebody has committed rules where theirs are.
+    pub disturbed: Arc<Notify>,
     /// Is told how it stands, after each turn. It must not wait.
     pub told: Box<dyn Fn(&PolicyStanding) + Send + Sync>,
     /// Where lines go.
@@ -86,6 +92,14 @@ pub struct Policies {
     requests: mpsc::Sender<Request>,
     /// Taken by the task.
     asked: Arc<Mutex<Option<mpsc::Receiver<Request>>>>,
+}
+
+/// What is to be done beside following what changed.
+#[derive(Default)]
+struct Turn {
+    request: Option<Request>,
+    sweeps: bool,
+    look: Option<PointLook>,
 }
 
 /// What plugins ask.
@@ -165,16 +179,29 @@ impl Policies {
         let (mut failures, mut retry) = (0, None::<Instant>);
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut verification = tokio::time::interval(VERIFICATION);
+        verification.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked = Instant::now();
+        let disturbed = self.parts.disturbed.clone();
         loop {
-            let (mut request, mut sweeps) = (None, false);
+            let mut turn = Turn::default();
+            let calm = async || {
+                sleep_until(looked + BETWEEN_LOOKS).await;
+                disturbed.notified().await;
+            };
             tokio::select! {
                 () = self.sources.inbox.told() => {}
-                Some(one) = asked.recv() => request = Some(one),
+                Some(one) = asked.recv() => turn.request = Some(one),
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
-                _ = sweep.tick() => sweeps = true,
+                _ = sweep.tick() => turn.sweeps = true,
+                _ = verification.tick() => turn.look = Some(PointLook::Everything),
+                () = calm() => turn.look = Some(PointLook::Disturbed),
+            }
+            if turn.look.is_some() {
+                looked = Instant::now();
             }
             let work = tokio::task::spawn_blocking(move || {
-                let done = state.act(request, sweeps);
+                let done = state.act(turn);
                 (state, done)
             });
             let done;
@@ -210,11 +237,11 @@ impl Policies {
 }
 
 impl PolicyState {
-    fn act(&mut self, request: Option<Request>, sweeps: bool) -> Result<(), PointError> {
+    fn act(&mut self, Turn { request, sweeps, look }: Turn) -> Result<(), PointError> {
         if sweeps {
             self.sweep();
         }
-        let done = self.turn();
+        let done = self.turn().and_then(|()| look.map_or(Ok(()), |look| self.verify(look)));
         match request {
             None => {}
             Some(Request::Prepare(starting, answer)) => {

@@ -19,6 +19,23 @@ pub trait PolicyPoint: Send {
     /// # Errors
     /// Not all of it was done. [`Self::adopt`] follows.
     fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> Result<(), PointError>;
+
+    /// Looks whether the kernel has what it was given still, and puts it right. Whether it had to.
+    ///
+    /// # Errors
+    /// It could not look, or not all of it is right. [`Self::adopt`] follows.
+    fn verify(&mut self, _: &PolicyIndex, _: PointLook) -> Result<bool, PointError> {
+        Ok(false)
+    }
+}
+
+/// How thoroughly a point looks at what the kernel has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PointLook {
+    /// At everything, from time to time.
+    Everything,
+    /// For what somebody else has committed just now, if anything.
+    Disturbed,
 }
 
 /// A kernel did not take what policies come to.

@@ -4,7 +4,7 @@ use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 use telemetry::Scope;
 
 use super::config::PointChoice;
-use super::point::{EnforcementPoint, PointError, PolicyPoint};
+use super::point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 
 /// Both points. Sets and classes are kept at both, a pod's rules at its own.
 pub(super) struct Points {
@@ -38,6 +38,18 @@ impl Points {
         let node = choice != PointChoice::Pod;
         self.node.adopt(index, &|_| node)?;
         self.pod.adopt(index, &|_| !node)
+    }
+
+    /// See [`PolicyPoint::verify`].
+    pub(super) fn verify(&mut self, index: &PolicyIndex, look: PointLook) -> Result<(), PointError> {
+        for (at, point) in [(EnforcementPoint::Node, &mut self.node), (EnforcementPoint::Pod, &mut self.pod)]
+        {
+            if point.verify(index, look)? {
+                let text = "rules of policies were not as they should be, and are again; something else on this node changes them";
+                self.log.warn(text, &[("point", &at.name())]);
+            }
+        }
+        Ok(())
     }
 
     /// See [`PolicyPoint::apply`]. Whether all of it was done; what was not is in the log.

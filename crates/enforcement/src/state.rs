@@ -12,7 +12,7 @@ use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
 use tokio::sync::watch;
 
 use super::changes::{Changes, Inbox};
-use super::point::{EnforcementPoint, PointError};
+use super::point::{EnforcementPoint, PointError, PointLook};
 use super::points::Points;
 use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
 
@@ -265,6 +265,16 @@ impl PolicyState {
         if !effects.is_empty() && !self.behind {
             self.behind = !self.points.apply(effects, &self.index);
         }
+    }
+
+    /// Looks at what the kernel has.
+    pub(super) fn verify(&mut self, look: PointLook) -> Result<(), PointError> {
+        if self.behind || self.stage == FollowStage::Lists {
+            return Ok(());
+        }
+        let verified = self.points.verify(&self.index, look);
+        self.behind = verified.is_err();
+        verified
     }
 
     fn catch_up(&mut self) -> Result<(), PointError> {

@@ -311,12 +311,15 @@ fn open_sets(
     ProbeSets::open(inside, backend, TABLE, PROBES_V4, v6)
 }
 
-fn open_host(config: &AmbientConfig) -> Result<Host, NotReady> {
-    let host = match config.switch_to_host {
+/// The node's namespace.
+///
+/// # Errors
+/// It cannot be opened.
+pub(crate) fn open_host(config: &AmbientConfig) -> Result<Host, netns::Error> {
+    match config.switch_to_host {
         true => Host::open(config.proc_root().join("1/ns/net")),
         false => Host::current(),
-    };
-    Ok(host?)
+    }
 }
 
 /// Whether the node's namespace has rules of ambient mode in nf_tables. With iptables there are records, too, unless no pod was ever in the mesh.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use cluster::{Cluster, Writer};
-use enforcement::{Policies, PolicyParts, PolicyWatches};
+use enforcement::{Policies, PolicyParts, PolicyPoint, PolicyWatches};
 use telemetry::{Journal, Scope};
+use tokio::sync::Notify;
 
 use crate::ambient::{Ambient, AmbientParts};
 use crate::backends::Backends;
@@ -13,7 +14,7 @@ use crate::conflicts::{ConflictParts, Conflicts};
 use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
-use crate::policy::{Unenforced, standing};
+use crate::policy::{NodePoint, Unenforced, node_settings, standing};
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
 use crate::verification::{PodVerifier, VerifierParts};
@@ -78,15 +79,23 @@ impl SharedParts<'_> {
 
     /// Nothing where policies are not enforced.
     pub(super) fn policies(&self, watches: PolicyWatches) -> Option<Policies> {
+        let policy = self.config.policy.clone()?;
+        let (disturbed, log) = (Arc::new(Notify::new()), self.journal.scope("policy"));
+        let (ambient, settings) = (self.config.ambient.clone(), node_settings(&policy));
+        let (told, of_node) = (disturbed.clone(), log.clone());
+        let node_point = move || -> Box<dyn PolicyPoint> {
+            Box::new(NodePoint::new(ambient.clone(), settings, told.clone(), of_node.clone()))
+        };
         let parts = PolicyParts {
-            config: self.config.policy.clone()?,
+            config: policy,
             node: self.config.node.clone(),
             manifests: matches!(self.config.pods, PodsOrigin::Manifests { .. }),
             cluster: self.cluster.clone(),
-            node_point: Box::new(|| Box::new(Unenforced)),
+            node_point: Box::new(node_point),
             pod_point: Box::new(|| Box::new(Unenforced)),
+            disturbed,
             told: standing(self.health.clone()),
-            log: self.journal.scope("policy"),
+            log,
         };
         Some(Policies::new(parts, watches))
     }

@@ -6,8 +6,8 @@ mod compare;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netns::{Inside, InsideHost};
-use ruleset::{Contents, Ruleset, Table, TableDelta};
+use netns::InsideHost;
+use ruleset::{Contents, Ruleset, Table, TableDelta, TableKind};
 
 use super::batch::{Batch, TableOf};
 use super::{Error, cleanup_over, list_tables, question};
@@ -24,6 +24,9 @@ const TRIES: usize = 3;
 
 /// A table of the node's namespace, over sockets that stay there.
 pub struct PartedTable {
+    /// An owner without tables.
+    of: Ruleset,
+    kind: TableKind,
     socket: NetlinkSocket,
     hears: NetlinkSocket,
 }
@@ -31,18 +34,16 @@ pub struct PartedTable {
 // === impl PartedTable ===
 
 impl PartedTable {
-    /// Opens the sockets. Nothing is made or changed; transactions are heard from now on.
+    /// Opens the sockets for the table that an owner has of a kind. Nothing is made or changed; transactions are heard from now on.
     ///
     /// # Errors
     /// The kernel has no nf_tables, or no descriptor is left.
-    pub fn open(inside: &InsideHost<'_>) -> Result<Self, Error> {
-        Self::open_inside(inside.inside())
-    }
-
-    fn open_inside(inside: &Inside) -> Result<Self, Error> {
-        let hears = open_netfilter(inside)
+    pub fn open(inside: &InsideHost<'_>, owner: &'static str, kind: TableKind) -> Result<Self, Error> {
+        let hears = open_netfilter(inside.inside())
             .map_err(|e| Error::of_question("hear transactions of nf_tables".to_owned(), e))?;
-        Ok(Self { socket: super::open()?, hears })
+        let of =
+            Ruleset { owner: owner.into(), known_chains: Vec::new().into(), ipv6: true, tables: Vec::new() };
+        Ok(Self { of, kind, socket: super::open()?, hears })
     }
 
     /// To wait for: readable when somebody has committed something.
@@ -74,7 +75,7 @@ impl PartedTable {
         contents: &Contents,
         thoroughness: Thoroughness,
     ) -> Result<Change, Error> {
-        let [table] = &wanted.tables[..] else { return self.remove(wanted) };
+        let [table] = &wanted.tables[..] else { return self.remove() };
         let mut changed = Change::None;
         for _ in 0..TRIES {
             let compared = compare(&mut self.socket, wanted, table, contents, thoroughness)
@@ -90,7 +91,7 @@ impl PartedTable {
             if deltas.is_empty() {
                 return Ok(changed);
             }
-            let done = deltas.iter().try_for_each(|delta| self.change(wanted, delta));
+            let done = deltas.iter().try_for_each(|delta| self.change(delta));
             changed = Change::Replaced;
             if done.is_ok() {
                 return Ok(changed);
@@ -100,14 +101,13 @@ impl PartedTable {
         Ok(Change::Replaced)
     }
 
-    /// Changes a part, in one transaction. `of` says which table.
+    /// Changes a part, in one transaction.
     ///
     /// # Errors
     /// The kernel did none of it; what it has may be other than is thought.
-    pub fn change(&mut self, of: &Ruleset, delta: &TableDelta) -> Result<(), Error> {
-        let [table] = &of.tables[..] else { return Ok(()) };
-        let place = TableOf { owner: &of.owner, kind: table.kind };
-        let mut batch = Batch::new(std::slice::from_ref(of));
+    pub fn change(&mut self, delta: &TableDelta) -> Result<(), Error> {
+        let place = TableOf { owner: &self.of.owner, kind: self.kind };
+        let mut batch = Batch::new(std::slice::from_ref(&self.of));
         batch.change_table(place, delta);
         batch.run(&mut self.socket).map_err(Error::from)
     }
@@ -116,8 +116,8 @@ impl PartedTable {
     ///
     /// # Errors
     /// Something is there still.
-    pub fn remove(&mut self, of: &Ruleset) -> Result<Change, Error> {
-        cleanup_over(&mut self.socket, std::slice::from_ref(of))
+    pub fn remove(&mut self) -> Result<Change, Error> {
+        cleanup_over(&mut self.socket, std::slice::from_ref(&self.of))
     }
 
     /// Makes all of it in one transaction.

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use kernel::Change;
 use kernel::nft::{PartedTable, Thoroughness};
 use netns::Host;
-use policy::compile::{Established, NodeRules, NodeSettings};
+use policy::compile::{Established, NodeRules, NodeSettings, POLICY_OWNER};
 use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex};
 use policy::{PlainPod, PlainWorld, PolicyTerms};
-use ruleset::Ruleset;
+use ruleset::{Ruleset, TableKind};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use testkit::TestNetns;
@@ -71,7 +71,8 @@ impl Lab {
         let both = || [Listener::tcp(8080), Listener::tcp(9090)];
         let listeners = [&node, &a, &b, &outside].map(|ns| Listeners::start(ns, both()).unwrap());
         let host = Host::open(node.path()).unwrap();
-        let table = host.enter(PartedTable::open).unwrap().unwrap();
+        let table =
+            host.enter(|inside| PartedTable::open(inside, POLICY_OWNER, TableKind::Mangle)).unwrap().unwrap();
         Self {
             node,
             a,
@@ -119,8 +120,7 @@ impl Lab {
     fn apply(&mut self, effects: &[PolicyEffect], is_loaded: bool) {
         for delta in self.rules.apply(effects, &self.index) {
             if is_loaded {
-                let of = self.ruleset();
-                self.table.change(&of, &delta).unwrap();
+                self.table.change(&delta).unwrap();
             }
         }
     }
@@ -194,7 +194,7 @@ fn a_nodes_rules_judge_the_ends_of_connections() {
     assert!(sh(&lab.node, "nft list ruleset").contains("np:x/b-in#0"));
     // What is right is not touched; who starts anew finds what it would write.
     let before = sh(&lab.node, &format!("nft -a list table {TABLE}"));
-    lab.rules = NodeRules::of(&lab.index, NodeSettings::default());
+    lab.rules = NodeRules::of(&lab.index, NodeSettings::default(), &|_| true);
     assert_eq!(lab.ensure(Thoroughness::Everything), Change::None);
     assert_eq!(sh(&lab.node, &format!("nft -a list table {TABLE}")), before);
     // The client of the node's port is judged by its own address.
@@ -206,8 +206,7 @@ fn a_nodes_rules_judge_the_ends_of_connections() {
     assert!(lab.reaches(&lab.outside, "192.0.2.1:30080") && lab.reaches(&lab.outside, "10.1.0.3:8080"));
     assert!(!lab.reaches(&lab.outside, "10.1.0.3:9090") && lab.reaches(&lab.a, "10.96.0.10:80"));
     assert_eq!(lab.ensure(Thoroughness::Everything), Change::None, "events come to the same");
-    let of = lab.ruleset();
-    assert_eq!(lab.table.remove(&of).unwrap(), Change::Fresh);
+    assert_eq!(lab.table.remove().unwrap(), Change::Fresh);
     let zero = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
     assert_eq!(zero(&sh(&lab.node, "nft list ruleset")), zero(&others), "rules of others stay");
 }

@@ -87,7 +87,7 @@ struct NodePod {
 
 /// Everything at once: what a starting agent compares the kernel with.
 pub fn compile_node(index: &PolicyIndex, settings: NodeSettings) -> CompiledNode {
-    let node = NodeRules::of(index, settings);
+    let node = NodeRules::of(index, settings, &|_| true);
     CompiledNode {
         rules: node.rules(index),
         contents: node.contents(index),
@@ -104,16 +104,23 @@ impl NodeRules {
         Self { settings, ..Self::default() }
     }
 
-    /// As an index has it.
-    pub fn of(index: &PolicyIndex, settings: NodeSettings) -> Self {
+    /// As an index has it, with those pods for which `is_judged` holds.
+    pub fn of(index: &PolicyIndex, settings: NodeSettings, is_judged: &dyn Fn(&LocalName) -> bool) -> Self {
         let mut node = Self::new(settings);
-        let pods = index.pods().map(|(pod, facts, classes)| PolicyEffect::PodChanges {
-            pod: pod.clone(),
-            addresses: facts.addresses.clone(),
-            classes: classes.clone(),
+        let pods = index.pods().filter(|(pod, ..)| is_judged(pod)).map(|(pod, facts, classes)| {
+            PolicyEffect::PodChanges {
+                pod: pod.clone(),
+                addresses: facts.addresses.clone(),
+                classes: classes.clone(),
+            }
         });
         node.apply(&pods.collect::<Vec<_>>(), index);
         node
+    }
+
+    /// Whether there is a pod.
+    pub fn has_pods(&self) -> bool {
+        !self.pods.is_empty()
     }
 
     /// The rules, for an index whose events were all applied.
