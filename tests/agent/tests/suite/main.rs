@@ -38,6 +38,7 @@ mod mesh_verify;
 mod mesh_verify_many;
 mod mesh_waiting;
 mod neighbours;
+mod policies;
 mod reboot;
 mod repair;
 mod repair_rights;
