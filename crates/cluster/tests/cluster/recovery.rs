@@ -79,12 +79,12 @@ async fn real_agent(setup: &Setup) -> Agent {
 }
 
 /// Waits for the end of the outage; while it lasts the agent asks no more than questions.
-async fn last(setup: &Setup, began: Instant) {
+async fn last(how: &str, setup: &Setup, began: Instant) {
     let first = setup.requests("").len();
     tokio::time::sleep(OUTAGE.saturating_sub(began.elapsed())).await;
     let asked: Vec<_> = setup.requests("").split_off(first);
     let others: Vec<_> = asked.iter().filter(|path| *path != "/readyz").collect();
-    assert!(others.len() <= 2, "each watch fails once, and then waits: {others:?}");
+    assert!(others.len() <= 2, "{how}: each watch fails once, and then waits: {others:?}");
     assert!(asked.len() - others.len() <= QUESTIONS, "{} questions", asked.len());
 }
 
@@ -114,7 +114,7 @@ fn refused() {
         let setup = Setup::new();
         let agent = real_agent(&setup).await;
         setup.server.stop();
-        last(&setup, Instant::now()).await;
+        last("connections refused", &setup, Instant::now()).await;
         setup.server.restart().unwrap();
         is_back("connections refused", &setup, &agent).await;
     });
@@ -129,7 +129,7 @@ fn answered_with(how: &str, fault: Fault) {
         for resource in [Resource::Pods, Resource::Namespaces] {
             setup.server.disturb_watches(resource, WatchFault::Reset);
         }
-        last(&setup, Instant::now()).await;
+        last(how, &setup, Instant::now()).await;
         setup.server.set_fault(None);
         is_back(how, &setup, &agent).await;
     });
@@ -143,7 +143,7 @@ fn token_ended() {
         for resource in [Resource::Pods, Resource::Namespaces] {
             setup.server.disturb_watches(resource, WatchFault::Close);
         }
-        last(&setup, Instant::now()).await;
+        last("token ended", &setup, Instant::now()).await;
         setup.server.write_service_account(setup.account.path()).unwrap();
         is_back("token ended", &setup, &agent).await;
         assert!(agent.away()[0].contains("401"), "{:?}", agent.away());
@@ -167,7 +167,7 @@ fn dropped() {
         let (text, _) = &agent.failures(WatchName::PODS)[0];
         assert!(text.contains("nothing on it is acknowledged"), "{text}");
         assert!(agent.away()[0].contains("no answer within 2.0 s"), "{:?}", agent.away());
-        last(setup, cut).await;
+        last("packets dropped", setup, cut).await;
         ways.mend();
         is_back("packets dropped", setup, &agent).await;
     });

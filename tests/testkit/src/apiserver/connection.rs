@@ -36,11 +36,12 @@ pub(super) fn serve(mut tcp: TcpStream, shared: &Shared, epoch: u64) -> io::Resu
     let mut buffer = Vec::new();
     while let Some(mut request) = Request::read(&mut stream, &mut buffer)? {
         request.client_certificate = stream.conn.peer_certificates().is_some();
+        // A connection that stood idle when the fault began meets it, too.
+        let fault = fault.take().or_else(|| shared.state().faults.take());
         let goes_on = exchange(&mut stream, &request, fault, shared, epoch)?;
         if !goes_on || request.closes() || shared.ended(epoch) {
             break;
         }
-        fault = shared.state().faults.take();
     }
     stream.conn.send_close_notify();
     stream.flush()?;
@@ -126,6 +127,8 @@ fn misbehave(
         Fault::Chunked(size) => chunked(stream, &body, *size),
         Fault::Status { code, retry_after } => {
             let header = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
+            // Whoever is not told that it ends sends the next request over it, which is lost then.
+            let header = format!("{header}Connection: close\r\n");
             let Answer(code, body) = Answer::status(*code, "the double was told to fail");
             whole(stream, code, &header, &body)
         }
