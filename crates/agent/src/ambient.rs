@@ -20,6 +20,7 @@ mod followed;
 mod given_up;
 mod holder;
 mod host;
+mod host_watch;
 mod in_kernel;
 mod leave;
 mod leftovers;
@@ -283,6 +284,7 @@ impl Ambient {
         let mut tasks = JoinSet::new();
         tasks.spawn(pods::work(self.clone()));
         tasks.spawn(self.clone().tell_waiting());
+        tasks.spawn(self.clone().watch_host());
         tasks.spawn(self.clone().begin(listed));
         let work = async {
             self.life.stop.notified().await;

@@ -33,6 +33,7 @@ pub(crate) use config::VerifyConfig;
 pub(crate) use culprit::printable;
 pub(crate) use identity::{NetnsIdentity, identity};
 pub(crate) use verifier::{PodVerifier, VerifierParts};
+pub(crate) use watch::NetnsWatch;
 
 /// What a call of a mode comes to, later.
 pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

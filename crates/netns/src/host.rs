@@ -1,13 +1,14 @@
 //! The node's own network namespace, which is never to be taken for a pod's.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::{Error, Inside, Netns, NetnsId};
 
 /// The node's network namespace. What is done in it asks for [`InsideHost`] and what is done in a pod's for [`Inside`], so neither ends in
 /// the other's.
 #[derive(Debug)]
-pub struct Host(Netns);
+pub struct Host(Arc<Netns>);
 
 /// Proof that the calling thread is in the node's namespace.
 ///
@@ -35,7 +36,7 @@ impl Host {
     /// # Errors
     /// As [`Netns::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        Netns::open(path).map(Self)
+        Netns::open(path).map(|netns| Self(Arc::new(netns)))
     }
 
     /// The calling thread's, in a process that shares the node's network.
@@ -43,13 +44,19 @@ impl Host {
     /// # Errors
     /// As [`Netns::current`].
     pub fn current() -> Result<Self, Error> {
-        Netns::current().map(Self)
+        Netns::current().map(|netns| Self(Arc::new(netns)))
     }
 
     /// Which namespace it is.
     #[must_use]
     pub fn id(&self) -> NetnsId {
         self.0.id()
+    }
+
+    /// For what only listens in a namespace, whichever it is.
+    #[must_use]
+    pub fn netns(&self) -> &Arc<Netns> {
+        &self.0
     }
 
     /// Runs `f` inside, as [`Netns::enter`] does.

@@ -9,7 +9,7 @@ use capture::ambient::{NodeOptions, PROBES_V4, PROBES_V6, ProbeSender, plan_host
 use kernel::branch_eni::{self, Branch};
 use kernel::nft::Nftables;
 use kernel::sets::{ProbeSets, Removed};
-use kernel::{Change, Neighbours, RuleStore};
+use kernel::{Change, KeptSockets, Neighbours, RuleStore};
 use netns::{Host, NetnsId};
 use ruleset::Backend;
 use telemetry::Scope;
@@ -37,6 +37,9 @@ pub(crate) enum NotReady {
     /// The sets.
     #[error("prepare the node's network namespace for host probes: {}", fault::chain(.0))]
     Sets(#[from] kernel::sets::Error),
+    /// Nothing is heard of changes there.
+    #[error("hear of changes in the node's network namespace: {}", fault::chain(.0))]
+    Watch(#[from] kernel::watch::Error),
     /// Whose connections count as probes.
     #[error("prepare the node's network namespace for host probes: {}", fault::chain(.0))]
     Kubelet(#[from] kernel::kubelet::Error),
@@ -197,6 +200,14 @@ impl HostSide {
             let _ = conflicts.look(&look);
         })?;
         Ok(())
+    }
+
+    /// Sockets that hear of changes in the node's namespace.
+    ///
+    /// # Errors
+    /// The kernel gives none.
+    pub(crate) fn keep_sockets(&self) -> Result<KeptSockets, NotReady> {
+        Ok(KeptSockets::open(self.host.netns())?)
     }
 
     /// Removes everything of ours; gives what could not be.

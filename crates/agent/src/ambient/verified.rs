@@ -148,7 +148,7 @@ impl VerifiedMode for Ambient {
 
     fn round(self: Arc<Self>) -> Later<'static, ()> {
         Box::pin(async move {
-            if self.life.taken_over.get().is_none() || self.life.ending.get().is_some() {
+            if !self.is_at_rest() {
                 return;
             }
             self.push_left_by_process();
@@ -166,6 +166,11 @@ impl VerifiedMode for Ambient {
 }
 
 impl Ambient {
+    /// Whether the pods of an earlier agent are known, and nothing is being removed yet.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.life.taken_over.get().is_some() && self.life.ending.get().is_none()
+    }
+
     fn expected_pod(&self, facts: &Facts) -> Option<ExpectedPod> {
         let pod = facts.pod.pod_ref();
         let member = self.pods.members.get(&pod.uid);

@@ -15,11 +15,11 @@ const AT_ONCE: usize = 64;
 const QUEUED: usize = 1024;
 
 /// The sockets of all pods. One that is closed is no longer among them.
-pub(super) struct NetnsWatch(Arc<OwnedFd>);
+pub(crate) struct NetnsWatch(Arc<OwnedFd>);
 
 impl NetnsWatch {
     /// Gives the numbers of sockets that have something to read as well.
-    pub(super) fn start() -> io::Result<(Self, mpsc::Receiver<u64>)> {
+    pub(crate) fn start() -> io::Result<(Self, mpsc::Receiver<u64>)> {
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let (sender, receiver) = mpsc::channel(QUEUED);
         let waited = epoll.clone();
@@ -29,7 +29,7 @@ impl NetnsWatch {
     }
 
     /// Waits for these sockets, too. What comes is told once, by the number.
-    pub(super) fn add(&self, kept: &KeptSockets, number: u64) -> io::Result<()> {
+    pub(crate) fn add(&self, kept: &KeptSockets, number: u64) -> io::Result<()> {
         for descriptor in kept.descriptors() {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
             epoll::add(self.0.as_fd(), descriptor, epoll::EventData::new_u64(number), flags)?;

@@ -177,3 +177,32 @@ fn without_resolution_a_conflict_is_told_once_and_the_pod_is_not_verified() {
     })
     .unwrap();
 }
+
+/// Rules on the node that others take away, or put theirs before: the kernel says so, and they are back before their turn comes, each time.
+#[test]
+fn rules_of_the_node_are_back_when_the_kernel_says_that_they_are_gone() {
+    let (mesh, agent, _ztunnel) = Mesh::served_by(|agent| agent.env(SELDOM.0, SELDOM.1)).unwrap();
+    let pod = mesh.running("mesh", "web", &[]).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    let before = mesh.host.nft_text().unwrap();
+    for change in ["flush chain inet istio-ambient-nat postrouting", "delete table inet istio-ambient-nat"] {
+        let began = Instant::now();
+        mesh.host.nft(change).unwrap();
+        eventually("the rules are as before", PATIENCE, || {
+            let now = mesh.host.nft_text()?;
+            ensure!(now == before, "{change}: {now}\n{}", agent.log().text());
+            Ok(())
+        })
+        .unwrap();
+        println!("put right after {:?}", began.elapsed());
+    }
+    let repaired = || agent.metric("istio_cni_drift_total{action=\"repaired\",what=\"host-rules\"}").unwrap();
+    let first = repaired();
+    let other = "type nat hook postrouting priority srcnat; ip daddr 10.0.0.0/8 snat to 10.8.0.1;";
+    mesh.host.nft(&format!("table ip other {{ chain p {{ {other} }}; }}")).unwrap();
+    eventually("rules of ours are put first", PATIENCE, || {
+        ensure!(repaired() > first, "{}", agent.log().text());
+        Ok(())
+    })
+    .unwrap();
+}

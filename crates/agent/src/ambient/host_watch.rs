@@ -1,0 +1,87 @@
+//! Changes of rules in the node's network namespace, as the kernel tells of them: rules of ours that others took away, or put theirs before, are put right
+//! at once, not only when their turn comes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel::watch::{KeptSockets, Noticed};
+use ruleset::Backend;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::Instant;
+
+use super::Ambient;
+use super::host::{HostSide, NotReady};
+use crate::verification::NetnsWatch;
+
+/// After a change it is waited for so much quiet, and at most for so long: whoever reloads a firewall changes much.
+const QUIET: Duration = Duration::from_millis(50);
+const STORM: Duration = Duration::from_millis(500);
+/// Others change rules on a node all the time, kube-proxy each second. A look takes a millisecond with nf_tables, and starts programs with iptables.
+const AT_MOST_EVERY: Duration = Duration::from_secs(1);
+const AT_MOST_EVERY_BY_PROGRAMS: Duration = Duration::from_secs(10);
+/// The number by which the only sockets of this watch are told.
+const NUMBER: u64 = 0;
+
+impl Ambient {
+    /// Looks at the node's namespace whenever somebody else has changed rules there, until the task is aborted. Where that is not heard of, it is looked
+    /// at by turns only.
+    pub(super) async fn watch_host(self: Arc<Self>) {
+        let text =
+            "changes of rules in the node's network namespace are not heard of; it is looked at by turns";
+        let (watch, mut events) = match NetnsWatch::start() {
+            Ok(started) => started,
+            Err(error) => return self.log.warn(text, &[("error", &error)]),
+        };
+        loop {
+            if let Err(why) = self.hear_host(&watch, &mut events).await {
+                self.log.warn(text, &[("error", &why)]);
+            }
+            tokio::time::sleep(self.pods.verifier.interval()).await;
+        }
+    }
+
+    /// Ends when the sockets are of no use any more.
+    async fn hear_host(
+        self: &Arc<Self>,
+        watch: &NetnsWatch,
+        events: &mut Receiver<u64>,
+    ) -> Result<(), String> {
+        let ambient = self.clone();
+        let open = move || ambient.host().ok().map(HostSide::keep_sockets);
+        let kept = tokio::task::spawn_blocking(open).await.map_err(|error| error.to_string())?;
+        let Some(kept) = kept else { return Ok(()) };
+        let mut kept = kept.map_err(|error: NotReady| error.to_string())?;
+        watch.add(&kept, NUMBER).map_err(|error| error.to_string())?;
+        let mut last: Option<Instant> = None;
+        while events.recv().await.is_some() {
+            let first = Instant::now();
+            if !is_changed(&mut kept)? {
+                continue;
+            }
+            while first.elapsed() < STORM && tokio::time::timeout(QUIET, events.recv()).await.is_ok() {}
+            if let Some(last) = last {
+                tokio::time::sleep_until(last + self.host_look_pause()).await;
+            }
+            // The look that comes now sees these, too.
+            is_changed(&mut kept)?;
+            if self.is_at_rest() {
+                self.verify_host().await;
+            }
+            last = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn host_look_pause(&self) -> Duration {
+        match self.host().map(HostSide::backend) {
+            Ok(Backend::Nftables) => AT_MOST_EVERY,
+            Ok(Backend::Iptables) | Err(_) => AT_MOST_EVERY_BY_PROGRAMS,
+        }
+    }
+}
+
+/// Whether somebody else has changed rules, or may have. Of the routing each new pod changes something, and nothing that concerns us.
+fn is_changed(kept: &mut KeptSockets) -> Result<bool, String> {
+    let Noticed { commits, lost, .. } = kept.take_events().map_err(|error| fault::chain(&error))?;
+    Ok(lost || commits.iter().any(|commit| !commit.is_own()))
+}
