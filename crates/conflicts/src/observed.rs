@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ruleset::Family;
-use ruleset::listed::{ListedChain, ListedTable};
+use ruleset::listed::{ListedChain, ListedRule, ListedTable};
 
 /// Whose namespace it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -48,6 +48,17 @@ pub struct ObservedNetns {
 }
 
 impl ObservedNetns {
+    /// Whether others have anything in its tables that a packet could meet: a rule, or the policy of a chain that drops.
+    #[must_use]
+    pub fn has_rules_of_others(&self) -> bool {
+        self.tables.iter().any(|table| {
+            table.chains.iter().any(|chain| {
+                let of_others = |rule: &ListedRule| !table.ours || rule.why.is_none();
+                chain.drops && !table.is_only_ours() || chain.rules.iter().any(of_others)
+            })
+        })
+    }
+
     /// The same without what others have in its tables.
     #[must_use]
     pub fn without_others(&self) -> Self {

@@ -1,16 +1,19 @@
 //! What it costs to know that a pod is still as planned.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use capture::ambient::{NodeOptions, PodOptions, plan_pod};
+use capture::ambient::{MARK_MASK, NodeOptions, PodOptions, ZTUNNEL_MARK, plan_pod};
+use conflicts::NetnsScope;
 use kernel::iptables::{Iptables, Variant};
 use kernel::nft::Nftables;
+use kernel::observed::{ObservedSubject, PodProcesses};
 use kernel::{Check, Choice, KeptSockets, Kernel};
 use netns::Netns;
 use ruleset::{Backend, Plan};
-use testkit::TestNetns;
+use testkit::{Families, Pod, TestNetns};
 
 use crate::measures::Measure;
 use crate::report::Report;
@@ -18,6 +21,7 @@ use crate::report::Report;
 pub(crate) const ALL: &[Measure] = &[
     Measure { name: "verification: a pod with nf_tables", run: nf_tables },
     Measure { name: "verification: a pod with iptables-legacy", run: legacy },
+    Measure { name: "verification: conflicts of a pod", run: conflicts },
 ];
 
 /// A pod of ambient mode, with the sockets that are kept in its namespace.
@@ -64,6 +68,40 @@ fn legacy(runs: usize, report: &mut Report) -> Result<()> {
     kept.equal();
     let hash = cpu(runs, || unchanged(&mut kept))?;
     report.time("verification: whether legacy tables have changed, CPU", hash, Duration::from_micros(50));
+    Ok(())
+}
+
+/// A look at a pod without rules of others, as the first one is: nothing is known of it.
+fn conflicts(runs: usize, report: &mut Report) -> Result<()> {
+    let iptables = Iptables::forced(Variant::Legacy);
+    let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
+    let node = NodeOptions { ipv6: true, ..NodeOptions::default() };
+    for (backend, name) in [(Backend::Nftables, "nf_tables"), (Backend::Iptables, "iptables-legacy")] {
+        let pod = Pod::new(Families::Dual)?;
+        let plan = plan_pod(&node, &PodOptions::default(), backend);
+        pod.enter(|inside| kernel.apply(inside, Choice::Only(backend), |_| plan.clone()))??;
+        let processes = PodProcesses::default();
+        let subject = ObservedSubject {
+            scope: NetnsScope::Pod,
+            plan: &plan,
+            processes: &processes,
+            proc_root: Path::new("/proc"),
+            proxy_mark: Some((ZTUNNEL_MARK, MARK_MASK)),
+            older: None,
+        };
+        let observed = pod.enter(|inside| kernel.observed(inside, &subject))??;
+        let reading = cpu(runs, || {
+            pod.enter(|inside| kernel.observed(inside, &subject))??;
+            Ok(())
+        })?;
+        report.time(&format!("conflicts: what a pod has is read, CPU, {name}"), reading, None);
+        let examining = cpu(runs, || {
+            let found = conflicts::examine(&observed, &plan).conflicts;
+            ensure!(found.is_empty(), "{found:?}");
+            Ok(())
+        })?;
+        report.time(&format!("conflicts: and examined, CPU, {name}"), examining, None);
+    }
     Ok(())
 }
 

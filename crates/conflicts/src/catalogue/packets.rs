@@ -59,7 +59,11 @@ impl<'a> Hits<'a> {
     /// Takes packets of each kind that the plan captures, and such as each rule of others would meet, through everything that is there.
     pub(super) fn of(view: &NetnsView<'a>) -> Self {
         let mut hits = Self::default();
-        let (everything, ours) = (NetnsScene::new(view.observed), NetnsScene::new(&view.ours));
+        // Where there are rules of ours only, what they capture is captured.
+        if !view.observed.has_rules_of_others() {
+            return hits;
+        }
+        let (everything, ours) = (NetnsScene::new(view.observed), NetnsScene::new(view.ours()));
         let mut met = 0;
         for (hook, family) in [Hook::Output, Hook::Prerouting]
             .into_iter()
@@ -143,7 +147,7 @@ fn bases(view: &NetnsView<'_>, ours: &NetnsScene<'_>, hook: Hook, family: Family
 
 /// Numbers of a field that conditions of ours name, some for each condition.
 fn values(view: &NetnsView<'_>, wanted: Field) -> Vec<u128> {
-    let chains = view.ours.tables.iter().flat_map(|table| &table.chains);
+    let chains = view.ours().tables.iter().flat_map(|table| &table.chains);
     let conditions = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.conditions);
     let mut found: Vec<u128> = Vec::new();
     for condition in conditions {

@@ -45,7 +45,7 @@ struct Probe<'v, 'a> {
 impl<'a> Probe<'_, 'a> {
     fn look(&self, found: &mut Found) {
         // Rules of ours that do not work alone are drift, and no conflict.
-        let ours = NetnsScene::new(&self.view.ours);
+        let ours = NetnsScene::new(self.view.ours());
         let (alone, _) = ours.branches(self.sent());
         if !alone.iter().all(|way| self.is_right(way)) {
             found

@@ -1,5 +1,6 @@
 //! A namespace and a plan, with what all kinds of conflicts ask of them.
 
+use std::cell::OnceCell;
 use std::net::IpAddr;
 
 use ruleset::listed::walk::{FirstPacket, Station, stations};
@@ -17,8 +18,8 @@ const SOURCE_PORT: u16 = 41_233;
 pub(super) struct NetnsView<'a> {
     pub(super) observed: &'a ObservedNetns,
     pub(super) plan: &'a Plan,
-    /// What is there without what others have.
-    pub(super) ours: ObservedNetns,
+    /// A copy of what is ours, which few namespaces need.
+    ours: OnceCell<ObservedNetns>,
     /// The interface by which the pod is reached.
     pub(super) interface: String,
     /// Where the plan leads packets, and by what it knows the proxy's own.
@@ -37,11 +38,16 @@ impl<'a> NetnsView<'a> {
         Self {
             observed,
             plan,
-            ours: observed.without_others(),
+            ours: OnceCell::new(),
             interface: interface(observed),
             proxy: PlannedProxy::of(plan),
             probe_sources: sources.collect(),
         }
+    }
+
+    /// What is there without what others have.
+    pub(super) fn ours(&self) -> &ObservedNetns {
+        self.ours.get_or_init(|| self.observed.without_others())
     }
 
     /// Every chain, with its table.
