@@ -184,7 +184,7 @@ impl Conflicts {
         look: &ConflictLook<'_>,
         rules: Option<Fingerprint>,
     ) -> Result<ConflictsFound, kernel::Error> {
-        let examined = self.find(look)?;
+        let examined = self.find(look, rules.as_ref())?;
         let done = self.resolve(look, &examined.conflicts).unwrap_or_else(|error| {
             let text = format!("a conflict with rules of others is not resolved: {}", fault::chain(&error));
             self.log(look, |labels| self.parts.log.warn(&text, labels));
@@ -195,10 +195,11 @@ impl Conflicts {
         };
         let rules = kernel::watch::fingerprint(look.inside).ok();
         let resolved = Some(Resolved { what, before: examined.conflicts });
-        Ok(ConflictsFound { examined: self.find(look)?, rules, resolved })
+        Ok(ConflictsFound { examined: self.find(look, rules.as_ref())?, rules, resolved })
     }
 
-    fn find(&self, look: &ConflictLook<'_>) -> Result<Examined, kernel::Error> {
+    /// `rules`: those before this.
+    fn find(&self, look: &ConflictLook<'_>, rules: Option<&Fingerprint>) -> Result<Examined, kernel::Error> {
         let processes = self.processes();
         let none = PodProcesses::default();
         let older = self.known().entry(look.inside.id()).or_default().older.clone();
@@ -209,6 +210,7 @@ impl Conflicts {
             proc_root: &self.parts.proc_root,
             proxy_mark: Some((ZTUNNEL_MARK, MARK_MASK)),
             older: older.as_deref(),
+            rules,
         };
         let observed = look.kernel.observed(look.inside, &subject)?;
         let observed = ObservedNetns { probed: look.probed.to_vec(), ..observed };
@@ -282,11 +284,16 @@ impl Conflicts {
     fn note(&self, look: &ConflictLook<'_>, looked: ConflictsFound) -> usize {
         let mut known = self.known();
         let namespace = known.entry(look.inside.id()).or_default();
+        let knew = !namespace.findings.is_empty();
         let news = namespace.take(looked, look.writer.as_deref(), SystemTime::now());
+        let counts = knew || !namespace.findings.is_empty();
         let errors = namespace.errors();
         let worst = namespace.worst().map(report::words);
         drop(known);
-        self.count();
+        // Most namespaces never have any, and to count takes a walk over all of them.
+        if counts {
+            self.count();
+        }
         if let Some(health) = self.parts.blocks_ready.as_ref().filter(|_| look.pod.is_none()) {
             match worst {
                 None => health.ready(HealthPart::Conflicts),

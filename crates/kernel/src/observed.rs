@@ -8,19 +8,20 @@ mod links;
 mod processes;
 mod programs;
 mod routing;
+mod settings;
 mod sockets;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use conflicts::{LookedAt, NetnsScope, ObservedLink, ObservedNetns, PlannedProxy};
+use conflicts::{LookedAt, NetnsScope, ObservedNetns, PlannedProxy};
 use netns::Inside;
 use ruleset::iptables::Names;
 use ruleset::listed::{ListedTable, Lister, attribute, planned};
 use ruleset::{Backend, Family, Plan, Ruleset, TableKind};
 
-use crate::watch::LegacySocket;
-use crate::{Error, Kernel, iptables, nft};
+use crate::netlink::NetlinkSocket;
+use crate::watch::{Fingerprint, LegacySocket};
+use crate::{Error, Kernel, Listing, iptables, nft, route};
 
 pub use processes::{PodProcesses, scan_processes};
 
@@ -40,25 +41,9 @@ pub struct ObservedSubject<'a> {
     /// The tables of legacy iptables that were there before rules of ours, such as `ip nat (legacy)`; others came later. The kernel does not tell: absent
     /// where nobody knows.
     pub older: Option<&'a [String]>,
+    /// The rules before anything was read, where that was asked: what they say of tables of legacy iptables is not asked again.
+    pub rules: Option<&'a Fingerprint>,
 }
-
-/// Interfaces whose settings are read; the node's own namespace has one for each pod.
-const MOST_LINKS: usize = 1 << 10;
-/// Settings that rules of ours depend on, below `/proc/sys`, beside those of each interface.
-const SYSCTLS: [&str; 12] = [
-    "net/ipv4/ip_forward",
-    "net/ipv6/conf/all/forwarding",
-    "net/ipv4/conf/all/rp_filter",
-    "net/ipv4/conf/default/rp_filter",
-    "net/ipv4/conf/all/accept_local",
-    "net/ipv4/conf/all/route_localnet",
-    "net/ipv4/ip_local_port_range",
-    "net/ipv4/ip_local_reserved_ports",
-    "net/ipv6/conf/all/disable_ipv6",
-    "net/ipv6/conf/lo/disable_ipv6",
-    "net/netfilter/nf_conntrack_tcp_be_liberal",
-    "net/bridge/bridge-nf-call-iptables",
-];
 
 impl Kernel<'_> {
     /// Reads the namespace.
@@ -68,9 +53,10 @@ impl Kernel<'_> {
     pub fn observed(&self, inside: &Inside, subject: &ObservedSubject<'_>) -> Result<ObservedNetns, Error> {
         let mut not_looked_at = Vec::new();
         let tables = self.everybodys_tables(inside, subject, &mut not_looked_at)?;
-        let links = links::links(inside)?;
+        let socket = &mut route_socket(inside)?;
+        let links = links::links(socket)?;
         let names = links::names(&links);
-        let observed_routing = routing::read(inside, &names, subject.plan)?;
+        let observed_routing = routing::read(socket, &names, subject.plan)?;
         if !observed_routing.whole {
             not_looked_at.push("there are more routes than are looked at".to_owned());
         }
@@ -85,7 +71,7 @@ impl Kernel<'_> {
             NetnsScope::Node => LookedAt::Not("programs of the node's own namespace".to_owned()),
         };
         let filters = match subject.scope {
-            NetnsScope::Pod => filters::of_links(inside, &links),
+            NetnsScope::Pod => filters::of_links(socket, &links),
             // Nearly every node has some.
             NetnsScope::Node => LookedAt::Not("filters of the node's own interfaces".to_owned()),
         };
@@ -94,9 +80,9 @@ impl Kernel<'_> {
             tables,
             rules: observed_routing.rules,
             routes: observed_routing.routes,
-            sysctls: sysctls(&links),
-            addresses: links::addresses(inside, &names)?,
-            links: links.into_iter().map(|(_, link)| link).collect(),
+            sysctls: settings::read(socket, subject.scope, &links, &proxy),
+            addresses: links::addresses(socket, &names)?,
+            links: links.into_iter().map(|link| link.observed).collect(),
             processes: subject.processes.observed(&listeners, &proxy),
             listeners,
             programs,
@@ -115,7 +101,14 @@ impl Kernel<'_> {
     ) -> Result<Vec<ListedTable>, Error> {
         let plan = subject.plan;
         let nft = self.nftables.others(inside, &plan.layers)?;
-        let mut iptables = self.iptables.others(inside, &plan.layers)?;
+        let has_legacy = match subject.rules {
+            Some(rules) => rules.has_legacy(),
+            None => !legacy_tables(inside)?.is_empty(),
+        };
+        let mut iptables = match nft.has_iptables || has_legacy {
+            true => self.iptables.others(inside, &plan.layers)?,
+            false => Listing::default(),
+        };
         not_looked_at.extend([&nft.notes[..], &iptables.notes].concat());
         for table in &mut iptables.tables {
             table.age = match (table.lister, subject.older) {
@@ -181,15 +174,8 @@ pub fn others_translate(inside: &Inside, owners: &[Ruleset]) -> Result<bool, Err
     Ok(false)
 }
 
-/// Those of the calling thread's namespace that are there.
-fn sysctls(links: &[(u32, ObservedLink)]) -> BTreeMap<String, String> {
-    let read = |name: String| {
-        let text = std::fs::read_to_string(Path::new("/proc/sys").join(&name)).ok()?;
-        Some((name, text.trim().to_owned()))
-    };
-    let of_link = |(_, link): &(u32, ObservedLink)| {
-        ["rp_filter", "route_localnet"].map(|setting| format!("net/ipv4/conf/{}/{setting}", link.name))
-    };
-    let of_links = links.iter().take(MOST_LINKS).flat_map(of_link);
-    SYSCTLS.iter().map(|name| (*name).to_owned()).chain(of_links).filter_map(read).collect()
+/// Asks for links, addresses and routing of the calling thread's namespace.
+fn route_socket(_: &Inside) -> Result<NetlinkSocket, Error> {
+    let failed = |source| route::unlisted("ask for the interfaces and the routing of the namespace", source);
+    Ok(NetlinkSocket::open(None).map_err(failed)?)
 }

@@ -209,7 +209,11 @@ fn list_addresses(inside: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<I
 
 pub(crate) fn every_address(_: &Inside) -> Result<Vec<ListedAddress>, Error> {
     let failed = |source| unlisted("list the addresses of the namespace", source);
-    let mut socket = NetlinkSocket::open(None).map_err(failed)?;
+    every_address_over(&mut NetlinkSocket::open(None).map_err(failed)?)
+}
+
+pub(crate) fn every_address_over(socket: &mut NetlinkSocket) -> Result<Vec<ListedAddress>, Error> {
+    let failed = |source| unlisted("list the addresses of the namespace", source);
     let mut found = Vec::new();
     socket
         .dump_most(&message::list_addresses(message::AF_UNSPEC), (MOST, "addresses"), |part| match part {

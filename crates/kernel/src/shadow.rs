@@ -21,6 +21,8 @@ pub struct Listing {
     pub(crate) ages: Vec<(String, u64)>,
     /// There are too many of them.
     pub(crate) crowded: bool,
+    /// Of nf_tables: there are tables of the names that iptables-nft gives its own, or may be.
+    pub(crate) has_iptables: bool,
 }
 
 impl Listing {

@@ -92,6 +92,13 @@ pub enum Check {
     Enter,
 }
 
+impl Fingerprint {
+    /// Whether there are tables of iptables-legacy.
+    pub(crate) fn has_legacy(&self) -> bool {
+        !self.legacy.tables.is_empty()
+    }
+}
+
 // === impl KeptSockets ===
 
 impl KeptSockets {

@@ -50,6 +50,7 @@ fn observe_knowing(
         proc_root: Path::new("/proc"),
         proxy_mark,
         older,
+        rules: None,
     };
     ns.enter(|inside| kernel.observed(inside, &subject)).unwrap().unwrap()
 }
@@ -101,6 +102,8 @@ fn routing_sysctls_and_addresses_are_read() {
     .unwrap();
     ns.ip(&["link add ve0 type veth peer name ve1", "address add 100.64.0.5/32 dev ve0"]).unwrap();
     ns.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+    ns.set_sysctl("net.ipv4.conf.all.rp_filter", "2").unwrap();
+    ns.set_sysctl("net.ipv6.conf.lo.disable_ipv6", "1").unwrap();
     for setting in ["rp_filter", "route_localnet"] {
         ns.set_sysctl(&format!("net.ipv4.conf.ve0.{setting}"), "1").unwrap();
     }
@@ -111,8 +114,25 @@ fn routing_sysctls_and_addresses_are_read() {
     assert_eq!(observed.rules[2].lookup, RuleLookup::Gone);
     assert!(texts.contains(&"32764: from all fwmark 0x111/0xfff lookup 100"), "{texts:?}");
     assert!(observed.routes.iter().any(|route| route.table == 100 && route.local && route.interface == "lo"));
-    let settings = ["net/ipv4/ip_forward", "net/ipv4/conf/ve0/rp_filter", "net/ipv4/conf/ve0/route_localnet"];
-    assert_eq!(settings.map(|name| &*observed.sysctls[name]), ["1"; 3]);
+    let wanted = [
+        "net/ipv4/ip_forward",
+        "net/ipv4/conf/ve0/rp_filter",
+        "net/ipv4/conf/ve0/route_localnet",
+        "net/ipv4/conf/lo/rp_filter",
+        "net/ipv4/conf/all/rp_filter",
+        "net/ipv4/conf/all/route_localnet",
+        "net/ipv6/conf/all/forwarding",
+        "net/ipv6/conf/lo/disable_ipv6",
+        "net/ipv4/ip_local_port_range",
+    ];
+    let missing = wanted.iter().find(|name| !observed.sysctls.contains_key(**name));
+    assert_eq!(missing, None, "{:?}", observed.sysctls);
+    assert_eq!(wanted[..3].iter().map(|name| &*observed.sysctls[*name]).collect::<Vec<_>>(), ["1"; 3]);
+    // Whatever they were asked of, they are what the files say.
+    for (name, value) in &observed.sysctls {
+        let file = ns.enter(|_| std::fs::read_to_string(Path::new("/proc/sys").join(name))).unwrap().unwrap();
+        assert_eq!(file.trim(), value, "{name}");
+    }
     assert!(
         observed
             .addresses
@@ -281,6 +301,7 @@ fn a_pod_without_rules_of_others_costs_little() {
             proc_root,
             proxy_mark: None,
             older: None,
+            rules: None,
         };
         for _ in 0..rounds {
             kernel.observed(inside, &subject).unwrap();

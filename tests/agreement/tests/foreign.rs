@@ -437,6 +437,7 @@ fn observe(lab: &Lab, plan: &Plan) -> Result<ObservedNetns> {
         proc_root: Path::new("/proc"),
         proxy_mark: None,
         older: None,
+        rules: None,
     };
     Ok(lab.pod().enter(|inside| kernel.observed(inside, &subject))??)
 }

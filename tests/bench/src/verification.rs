@@ -88,6 +88,7 @@ fn conflicts(runs: usize, report: &mut Report) -> Result<()> {
             proc_root: Path::new("/proc"),
             proxy_mark: Some((ZTUNNEL_MARK, MARK_MASK)),
             older: None,
+            rules: None,
         };
         let observed = pod.enter(|inside| kernel.observed(inside, &subject))??;
         let reading = cpu(runs, || {

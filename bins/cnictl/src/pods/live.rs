@@ -76,6 +76,7 @@ pub(super) fn read(
         processes: processes.0.get(&inside.id()).unwrap_or(&none),
         proc_root: &root,
         older: None,
+        rules: None,
         proxy_mark: captured.filter(|captured| matches!(captured.by, By::Ztunnel(_))).map(|_| ZTUNNEL),
     };
     let iptables = Iptables::new();

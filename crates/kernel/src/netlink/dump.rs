@@ -80,10 +80,10 @@ impl NetlinkSocket {
         if whole { Ok(()) } else { Err(Error::TooMany { most, what }) }
     }
 
-    /// As [`Self::dump`], until `limit` bytes have come. `false` when there are more, or when a change disturbed the list. The socket is
-    /// done with afterwards: the kernel forgets the rest of the answer with it.
+    /// As [`Self::dump`], until `limit` bytes have come. `false` when there are more, or when a change disturbed the list. Not for a socket
+    /// that is kept.
     pub(crate) fn dump_some(
-        mut self,
+        &mut self,
         request: &[u8],
         limit: usize,
         mut take: impl FnMut(&Message<'_>),
@@ -101,6 +101,8 @@ impl NetlinkSocket {
                 }
             }
             if seen >= limit {
+                // The kernel forgets the rest of the answer with the socket.
+                self.fd = open(self.protocol)?;
                 return Ok(false);
             }
         }

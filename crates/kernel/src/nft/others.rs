@@ -34,11 +34,12 @@ struct Found {
 /// Everything that is not of iptables and not the owners'.
 pub(super) fn list(owners: &[Ruleset]) -> Result<Listing, Error> {
     let mut listing = Listing::default();
-    let mut found = tables(owners, &mut listing)?;
+    let socket = &mut NetlinkSocket::netfilter()?;
+    let mut found = tables(socket, owners, &mut listing)?;
     if found.is_empty() {
         return Ok(listing);
     }
-    chains(&mut found, &mut listing)?;
+    chains(socket, &mut found, &mut listing)?;
     let (mut rules_left, mut sets_left) = (MAX_RULES, MAX_SETS);
     for table in found.into_iter().filter(|table| table.chains.iter().any(|chain| chain.base.is_some())) {
         let (families, prefix) = match read::families(table.family) {
@@ -47,14 +48,14 @@ pub(super) fn list(owners: &[Ruleset]) -> Result<Listing, Error> {
         };
         let name = format!("{prefix} {}", table.name);
         let mut bytes = Vec::new();
-        let whole =
-            dump(table.family, message::GET_RULE, Some((rule::TABLE, &table.name)), rules_left, |m| {
-                // As it came: what it means needs the sets that it asks for.
-                bytes.extend_from_slice(&whole_message(m));
-            })?;
+        let of_table = Some((rule::TABLE, &*table.name));
+        let whole = dump(socket, (table.family, message::GET_RULE, of_table), rules_left, |m| {
+            // As it came: what it means needs the sets that it asks for.
+            bytes.extend_from_slice(&whole_message(m));
+        })?;
         rules_left = rules_left.saturating_sub(bytes.len());
         let sets = match asks_sets(&bytes) {
-            true => sets(table.family, &table.name, &mut sets_left)?,
+            true => sets(socket, table.family, &table.name, &mut sets_left)?,
             false => SetRanges::new(),
         };
         let mut chains = table.chains;
@@ -77,9 +78,13 @@ pub(super) fn list(owners: &[Ruleset]) -> Result<Listing, Error> {
     Ok(listing)
 }
 
-fn tables(owners: &[Ruleset], listing: &mut Listing) -> Result<Vec<Found>, Error> {
+fn tables(
+    socket: &mut NetlinkSocket,
+    owners: &[Ruleset],
+    listing: &mut Listing,
+) -> Result<Vec<Found>, Error> {
     let mut found = Vec::new();
-    let whole = dump(0, message::GET_TABLE, None, MAX_LIST, |m| {
+    let whole = dump(socket, (0, message::GET_TABLE, None), MAX_LIST, |m| {
         let (family, a) = (family_of(m), m.attributes(HEADER));
         let name = list::text(a, table::NAME);
         let Some((_, prefix)) = read::families(family) else { return };
@@ -95,6 +100,7 @@ fn tables(owners: &[Ruleset], listing: &mut Listing) -> Result<Vec<Found>, Error
             return;
         }
         let of_iptables = family != family::INET && OF_IPTABLES.contains(&&*name);
+        listing.has_iptables |= of_iptables;
         let dormant = list::number(a, table::FLAGS) & table::DORMANT != 0;
         if !of_iptables && !dormant && found.len() < MAX_TABLES {
             found.push(Found { family, name, chains: Vec::new() });
@@ -102,14 +108,15 @@ fn tables(owners: &[Ruleset], listing: &mut Listing) -> Result<Vec<Found>, Error
             listing.crowded = true;
         }
     })?;
+    listing.has_iptables |= !whole;
     if !whole || listing.crowded {
         listing.notes.push("there are more tables than are looked at".to_owned());
     }
     Ok(found)
 }
 
-fn chains(found: &mut [Found], listing: &mut Listing) -> Result<(), Error> {
-    let whole = dump(0, message::GET_CHAIN, None, MAX_LIST, |m| {
+fn chains(socket: &mut NetlinkSocket, found: &mut [Found], listing: &mut Listing) -> Result<(), Error> {
+    let whole = dump(socket, (0, message::GET_CHAIN, None), MAX_LIST, |m| {
         let (family, a) = (family_of(m), m.attributes(HEADER));
         let of = list::text(a, chain::TABLE);
         let Some(table) = found.iter_mut().find(|table| table.family == family && table.name == of) else {
@@ -193,9 +200,9 @@ fn asks_sets(rules: &[u8]) -> bool {
     })
 }
 
-fn sets(family: u8, table: &str, left: &mut usize) -> Result<SetRanges, Error> {
+fn sets(socket: &mut NetlinkSocket, family: u8, table: &str, left: &mut usize) -> Result<SetRanges, Error> {
     let mut found: HashMap<String, u32> = HashMap::new();
-    dump(family, message::GET_SET, Some((set::TABLE, table)), *left, |m| {
+    dump(socket, (family, message::GET_SET, Some((set::TABLE, table))), *left, |m| {
         let a = m.attributes(HEADER);
         found.insert(list::text(a, set::NAME), list::number(a, set::FLAGS));
     })?;
@@ -203,7 +210,9 @@ fn sets(family: u8, table: &str, left: &mut usize) -> Result<SetRanges, Error> {
     for (name, flags) in found {
         let mut bytes = Vec::new();
         let whole = *left > 0
-            && elements(family, table, &name, *left, |m| bytes.extend_from_slice(&whole_message(m)))?;
+            && elements(socket, (family, table, &name), *left, |m| {
+                bytes.extend_from_slice(&whole_message(m));
+            })?;
         *left = left.saturating_sub(bytes.len());
         let items: Vec<Attribute<'_>> = Messages::new(&bytes)
             .filter_map(|m| m.attributes(HEADER).find(element::LIST_ELEMENTS))
@@ -215,9 +224,8 @@ fn sets(family: u8, table: &str, left: &mut usize) -> Result<SetRanges, Error> {
 }
 
 fn elements(
-    family: u8,
-    table: &str,
-    name: &str,
+    socket: &mut NetlinkSocket,
+    (family, table, name): (u8, &str, &str),
     limit: usize,
     take: impl FnMut(&Message<'_>),
 ) -> Result<bool, Error> {
@@ -226,13 +234,13 @@ fn elements(
         w.text(element::LIST_TABLE, table);
         w.text(element::LIST_SET, name);
     });
-    NetlinkSocket::netfilter()?.dump_some(request.bytes(), limit, take)
+    socket.dump_some(request.bytes(), limit, take)
 }
 
+/// Lists objects of a family and kind, those of a table or all.
 fn dump(
-    family: u8,
-    kind: u16,
-    table: Option<(u16, &str)>,
+    socket: &mut NetlinkSocket,
+    (family, kind, table): (u8, u16, Option<(u16, &str)>),
     limit: usize,
     take: impl FnMut(&Message<'_>),
 ) -> Result<bool, Error> {
@@ -245,7 +253,7 @@ fn dump(
             w.text(attribute, name);
         }
     });
-    NetlinkSocket::netfilter()?.dump_some(request.bytes(), limit, take)
+    socket.dump_some(request.bytes(), limit, take)
 }
 
 fn family_of(message: &Message<'_>) -> u8 {
@@ -262,8 +270,9 @@ fn whole_message(message: &Message<'_>) -> Vec<u8> {
 /// The number of rules in the tables of iptables-nft of a family, if it is within the bounds of what is read.
 pub(crate) fn iptables_within_bounds(family: ruleset::Family) -> Result<bool, Error> {
     let number = if family == ruleset::Family::V4 { family::IPV4 } else { family::IPV6 };
+    let socket = &mut NetlinkSocket::netfilter()?;
     for table in OF_IPTABLES {
-        match dump(number, message::GET_RULE, Some((rule::TABLE, table)), MAX_RULES, |_| {}) {
+        match dump(socket, (number, message::GET_RULE, Some((rule::TABLE, table))), MAX_RULES, |_| {}) {
             Ok(true) => {}
             Ok(false) => return Ok(false),
             // No such table.

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use conflicts::{ObservedRoute, RoutingRule, RuleLookup};
-use netns::Inside;
 use ruleset::{Family, Plan, Routing};
 use rustix::io::Errno;
 
@@ -54,11 +53,16 @@ pub(super) struct ObservedRouting {
     pub(super) whole: bool,
 }
 
-pub(super) fn read(_: &Inside, names: &HashMap<u32, String>, plan: &Plan) -> Result<ObservedRouting, Error> {
+pub(super) fn read(
+    socket: &mut NetlinkSocket,
+    names: &HashMap<u32, String>,
+    plan: &Plan,
+) -> Result<ObservedRouting, Error> {
     let mut observed = ObservedRouting { rules: Vec::new(), routes: Vec::new(), whole: true };
     for (family, number) in [(Family::V4, 2), (Family::V6, 10)] {
-        observed.whole &= dump(number, GET_RULE, |part| observed.rules.extend(rule(part, family)))?;
-        observed.whole &= dump(number, GET_ROUTE, |part| observed.routes.extend(route(part, family, names)))?;
+        observed.whole &= dump(socket, number, GET_RULE, |part| observed.rules.extend(rule(part, family)))?;
+        observed.whole &=
+            dump(socket, number, GET_ROUTE, |part| observed.routes.extend(route(part, family, names)))?;
     }
     let of_plan = |table: u32| {
         plan.routing.iter().any(|step| matches!(step, Routing::Rule { table: own, .. } if *own == table))
@@ -69,18 +73,21 @@ pub(super) fn read(_: &Inside, names: &HashMap<u32, String>, plan: &Plan) -> Res
 }
 
 /// Whether that was everything. Without the family there is nothing.
-fn dump(family: u8, kind: u16, mut take: impl FnMut(&Message<'_>)) -> Result<bool, Error> {
+fn dump(
+    socket: &mut NetlinkSocket,
+    family: u8,
+    kind: u16,
+    mut take: impl FnMut(&Message<'_>),
+) -> Result<bool, Error> {
     let mut request = MessageWriter::with_capacity(64);
     let header = [family, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     request.message(kind, flags::REQUEST | flags::DUMP, 1, &header, |_| {});
     let mut seen = 0;
-    let dumped = NetlinkSocket::open(None).and_then(|socket| {
-        socket.dump_some(request.bytes(), MOST * 128, |part| {
-            seen += 1;
-            if seen <= MOST {
-                take(part);
-            }
-        })
+    let dumped = socket.dump_some(request.bytes(), MOST * 128, |part| {
+        seen += 1;
+        if seen <= MOST {
+            take(part);
+        }
     });
     match dumped {
         Ok(whole) => Ok(whole && seen <= MOST),
