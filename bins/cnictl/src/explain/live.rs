@@ -100,7 +100,7 @@ pub(crate) struct PacketReport {
 }
 
 impl PacketReport {
-    /// Reads the pod's namespace and follows the packet; where that cannot be done the verdict is unknown.
+    /// Follows the packet through the pod's namespace, which is read if it was not yet; where that cannot be done the verdict is unknown.
     pub(crate) fn of(looked: &LookedPod, request: &FlowRequest, processes: &NodeProcesses) -> Self {
         let unknown = |flow: Option<&Flow>, error: &anyhow::Error| Self {
             flow: flow.map(FlowReport::of),
@@ -130,7 +130,7 @@ impl PacketReport {
 }
 
 impl LiveExplanation {
-    /// Reads the pod's namespace and follows the flow.
+    /// Follows the flow through the pod's namespace, which is read if it was not yet.
     ///
     /// # Errors
     /// The namespace is not found or cannot be read.
@@ -146,8 +146,15 @@ impl LiveExplanation {
             let problem = if problem.is_empty() { String::new() } else { format!(": {problem}") };
             bail!("the network namespace of pod {pod} is not known{problem}");
         };
-        let observed = observe(place, looked.captured.as_deref(), processes)?;
-        let path = follow(&observed, &first_packet(flow));
+        let read;
+        let observed = match looked.observed.as_deref() {
+            Some(observed) => observed,
+            None => {
+                read = observe(place, looked.captured.as_deref(), processes)?;
+                &read
+            }
+        };
+        let path = follow(observed, &first_packet(flow));
         let verdict = EndReport::of(&path, &observed.not_looked_at);
         let plan = looked.captured.as_deref().filter(|_| with_plan);
         let plan = plan.map(|captured| PlanReport::of(captured, flow, &verdict));
@@ -158,7 +165,7 @@ impl LiveExplanation {
             hooks: path.stops.iter().map(HookReport::of).collect(),
             verdict,
             plan,
-            not_looked_at: observed.not_looked_at,
+            not_looked_at: observed.not_looked_at.clone(),
             assumed: flow.assumed.clone(),
         })
     }

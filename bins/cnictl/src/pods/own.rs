@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use capture::decide::{self, sandbox_of_class};
 use capture::expected::injection_label;
-use conflicts::Examined;
+use conflicts::{Examined, ObservedNetns};
 use facts::{Facts, PodRef};
 use kernel::sockets::Sockets;
 use netns::Inside;
@@ -31,6 +31,8 @@ pub(crate) struct OwnLook<'a> {
     pub(super) deadline: Option<Instant>,
     /// What the agent says of the pods, where it answers.
     pub(super) known: &'a [PodReport],
+    /// What was read of namespaces is wanted, too, which is much where there are many pods.
+    pub(super) keeps_observed: bool,
 }
 
 /// A pod after a look.
@@ -45,6 +47,8 @@ pub(crate) struct LookedPod {
     pub(crate) annotations: BTreeMap<String, String>,
     /// Absent where the namespace was not read, or no plan is there that others could be in conflict with.
     pub(crate) conflicts: Option<PodConflicts>,
+    /// What is in the namespace, where that was read and is wanted.
+    pub(crate) observed: Option<Box<ObservedNetns>>,
 }
 
 /// What others have in a pod's namespace that changes what its rules do.
@@ -116,6 +120,7 @@ impl OwnLook<'_> {
             captured: None,
             annotations: facts.pod.annotations(),
             conflicts: None,
+            observed: None,
         };
         match &place {
             None => self.decide(&mut looked, facts, Err(&missing), processes),
@@ -149,7 +154,12 @@ impl OwnLook<'_> {
             Ok(PodSubject { outcome: PodOutcome::Captured(captured), .. }) => {
                 wanted(report, &captured);
                 match self.readable(facts, inside) {
-                    Ok(inside) => looked.conflicts = compare(report, &captured, inside, processes),
+                    Ok(inside) => {
+                        if let Some((conflicts, observed)) = compare(report, &captured, inside, processes) {
+                            looked.conflicts = Some(conflicts);
+                            looked.observed = self.keeps_observed.then(|| Box::new(observed));
+                        }
+                    }
                     Err((reason, why)) => unverifiable(report, reason, &why),
                 }
                 looked.captured = Some(captured);
@@ -194,7 +204,7 @@ fn compare(
     captured: &Captured,
     inside: &Inside,
     processes: &NodeProcesses,
-) -> Option<PodConflicts> {
+) -> Option<(PodConflicts, ObservedNetns)> {
     let missing = missing_listeners(inside, &captured.listeners());
     report.listening = missing.as_ref().map(Vec::is_empty);
     let LiveNetns { observed, differences } = match live::read(inside, Some(captured), processes) {
@@ -224,7 +234,7 @@ fn compare(
     } else {
         as_planned(report, captured, &missing.unwrap_or_default());
     }
-    Some(PodConflicts { conflicts, not_looked_at, out_of_sight })
+    Some((PodConflicts { conflicts, not_looked_at, out_of_sight }, observed))
 }
 
 /// The rules are there, and nothing of others is in their way.

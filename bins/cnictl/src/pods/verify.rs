@@ -7,6 +7,7 @@ use super::evidence::PodEvidence;
 use super::list::{Head, PodItem, answer, evidence_cell, items, key, name, remarks, state_cell, steady};
 use super::listing::{Around, Column, ListArgs, NOTHING, PARTLY_UNKNOWN, ResourceList, ago};
 use super::live::NodeProcesses;
+use super::own::LookedPod;
 use super::select::SelectArgs;
 use super::view::Viewer;
 use crate::configuration::ConfigurationArgs;
@@ -99,11 +100,14 @@ impl VerifyArgs {
         if self.list.watch {
             return LISTING.watch(&self.list, &mut || Ok(items(&viewer.view(&self.select)?)));
         }
-        let view = viewer.view(&self.select)?;
+        let (view, looked) = match self.looks_closer() {
+            true => viewer.view_deeply(&self.select)?,
+            false => (viewer.view(&self.select)?, Vec::new()),
+        };
         let mut items = items(&view);
         LISTING.sort(&self.list, &mut items)?;
         let mut around = Around { after: remarks(&view, &items, |_| true) };
-        self.look_closer(&viewer, &mut items, &mut around.after)?;
+        self.look_closer(&looked, &mut items, &mut around.after)?;
         let text = LISTING.print(&self.list, &Head::of(&view), &items, &around)?;
         let verdict = Verdict::of(&view.pods);
         if let Some(problem) = verdict.failed {
@@ -122,15 +126,19 @@ impl VerifyArgs {
 }
 
 impl VerifyArgs {
+    /// Whether more is asked for than the agent tells.
+    fn looks_closer(&self) -> bool {
+        self.evidence || self.packet.is_some()
+    }
+
     /// Adds what only a look of this program shows: what a verdict rests on, and what becomes of a packet.
-    fn look_closer(&self, viewer: &Viewer, items: &mut [PodItem], text: &mut String) -> Result<()> {
-        if !self.evidence && self.packet.is_none() {
+    fn look_closer(&self, looked: &[LookedPod], items: &mut [PodItem], text: &mut String) -> Result<()> {
+        if !self.looks_closer() {
             return Ok(());
         }
-        let looked = viewer.look_deeply(&self.select)?;
         let processes = NodeProcesses::read()?;
         let mut details = String::new();
-        for looked in &looked {
+        for looked in looked {
             let pod = looked.report.pod();
             let detail = self.evidence.then(|| PodEvidence::of(looked));
             details.extend(detail.as_ref().map(|detail| detail.text(&pod.to_string())));

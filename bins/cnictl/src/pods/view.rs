@@ -8,7 +8,7 @@ use rundir::pods::{PodReport, PodsReport};
 use serde::Serialize;
 
 use super::locate::proc_root;
-use super::own::{LookedPod, OwnLook, now};
+use super::own::{LookedPod, OwnLook, OwnLooked, now};
 use super::select::SelectArgs;
 use crate::configuration::{AGENT_PATIENCE, ConfigurationArgs};
 use crate::output::one_line;
@@ -96,14 +96,47 @@ impl Viewer {
     /// # Errors
     /// This user may not ask and not look.
     pub(crate) fn view(&self, select: &SelectArgs) -> Result<NodeView> {
-        let begin = Instant::now();
+        let deadline = self.deadline();
+        Ok(match self.asked()? {
+            Ok(report) => NodeView::of_agent(report, select),
+            Err(why) => {
+                let looked = self.own_look(deadline, &[], false).look(select)?;
+                NodeView::of_look(looked, &why).0
+            }
+        })
+    }
+
+    /// The same, and each pod after a look of this program, which is the only one where the agent does not answer.
+    ///
+    /// # Errors
+    /// As [`Self::view`], or nothing can be looked at.
+    pub(crate) fn view_deeply(&self, select: &SelectArgs) -> Result<(NodeView, Vec<LookedPod>)> {
+        let deadline = self.deadline();
+        Ok(match self.asked()? {
+            Ok(report) => {
+                let looked = self.own_look(None, &report.pods, true).look(select)?.pods;
+                (NodeView::of_agent(report, select), looked)
+            }
+            Err(why) => NodeView::of_look(self.own_look(deadline, &[], true).look(select)?, &why),
+        })
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.timeout.map(|timeout| Instant::now() + timeout)
+    }
+
+    /// What the agent says, or why it does not.
+    ///
+    /// # Errors
+    /// This user may not ask.
+    fn asked(&self) -> Result<Result<PodsReport, String>> {
         let usual = if self.fresh { PATIENCE_FOR_A_LOOK } else { AGENT_PATIENCE };
         let limit = self.timeout.map_or(usual, |timeout| timeout.min(usual));
         match self.agent().pods(self.fresh, limit) {
-            Ok(report) => Ok(NodeView::of_agent(report, select)),
+            Ok(report) => Ok(Ok(report)),
             Err(error) => {
                 refuse_if_denied(&error)?;
-                self.look(select, &error.to_string(), self.timeout.map(|timeout| begin + timeout))
+                Ok(Err(error.to_string()))
             }
         }
     }
@@ -120,19 +153,16 @@ impl Viewer {
                 Vec::new()
             }
         };
-        let look = OwnLook { decider: &self.decider, proc_root: proc_root(), deadline: None, known: &known };
-        Ok(look.look(select)?.pods)
+        Ok(self.own_look(None, &known, true).look(select)?.pods)
     }
 
-    fn look(&self, select: &SelectArgs, why: &str, deadline: Option<Instant>) -> Result<NodeView> {
-        let look = OwnLook { decider: &self.decider, proc_root: proc_root(), deadline, known: &[] };
-        let looked = look.look(select)?;
-        Ok(NodeView {
-            evidence: EvidenceSource::own(why),
-            pods: looked.pods.into_iter().map(|pod| pod.report).collect(),
-            gaps: looked.unusable,
-            out_of_time: looked.out_of_time,
-        })
+    fn own_look<'a>(
+        &'a self,
+        deadline: Option<Instant>,
+        known: &'a [PodReport],
+        keeps_observed: bool,
+    ) -> OwnLook<'a> {
+        OwnLook { decider: &self.decider, proc_root: proc_root(), deadline, known, keeps_observed }
     }
 }
 
@@ -150,6 +180,13 @@ pub(crate) fn refuse_if_denied(error: &podsource::Error) -> Result<()> {
 }
 
 impl NodeView {
+    /// `why`: why the agent does not say it.
+    fn of_look(looked: OwnLooked, why: &str) -> (Self, Vec<LookedPod>) {
+        let OwnLooked { pods, unusable: gaps, out_of_time } = looked;
+        let reports = pods.iter().map(|pod| pod.report.clone()).collect();
+        (Self { evidence: EvidenceSource::own(why), pods: reports, gaps, out_of_time }, pods)
+    }
+
     fn of_agent(report: PodsReport, select: &SelectArgs) -> Self {
         let PodsReport { version, at, synced, mut pods, .. } = report;
         pods.retain(|pod| select.selects_report(pod));
