@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use ::conflicts::{Conflict, Examined, NetnsScope, ObservedNetns, Resolution, Severity};
+use ::conflicts::{Conflict, Examined, NetnsScope, Resolution, Severity};
 use capture::ambient::{MARK_MASK, ZTUNNEL_MARK};
 use facts::PodRef;
 use kernel::observed::{ObservedSubject, PodProcesses, scan_processes};
@@ -160,7 +160,7 @@ impl Conflicts {
         {
             let mut known = self.known();
             let namespace = known.entry(look.inside.id()).or_default();
-            if namespace.is_unchanged(look.pod, rules.as_ref(), Instant::now()) {
+            if namespace.is_unchanged(look.pod, rules.as_ref(), look.probed, Instant::now()) {
                 return Ok(namespace.errors());
             }
         }
@@ -213,7 +213,10 @@ impl Conflicts {
             rules,
         };
         let observed = look.kernel.observed(look.inside, &subject)?;
-        let observed = ObservedNetns { probed: look.probed.to_vec(), ..observed };
+        let observed = match look.pod {
+            Some(_) => observed,
+            None => observed.probing(look.probed.to_vec()),
+        };
         // Where there is none, whichever comes is younger.
         let has_legacy = observed.tables.iter().any(|table| table.lister == Lister::IptablesLegacy);
         if older.is_none() && !has_legacy {

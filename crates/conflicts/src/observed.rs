@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ruleset::Family;
-use ruleset::listed::{ListedChain, ListedRule, ListedTable};
+use ruleset::listed::{Condition, Field, ListedAct, ListedChain, ListedRule, ListedTable, number_of};
 
 /// Whose namespace it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -41,7 +41,7 @@ pub struct ObservedNetns {
     pub programs: LookedAt<Vec<BpfProgram>>,
     /// Programs and other filters that the kernel runs on packets of interfaces.
     pub filters: LookedAt<Vec<BpfProgram>>,
-    /// Members of the sets of the node's pods, by whose addresses probes are sent.
+    /// Members of the sets of the node's pods, by whose addresses probes are sent ([`Self::probing`]).
     pub probed: Vec<IpAddr>,
     /// What was not looked at, and why.
     pub not_looked_at: Vec<String>,
@@ -57,6 +57,28 @@ impl ObservedNetns {
                 chain.drops && !table.is_only_ours() || chain.rules.iter().any(of_others)
             })
         })
+    }
+
+    /// The same where these addresses of pods are in the sets of the node. The kernel's rules only name the sets: those of ours that give a source
+    /// ask for nothing else that is not read.
+    #[must_use]
+    pub fn probing(mut self, probed: Vec<IpAddr>) -> Self {
+        let own_tables = self.tables.iter_mut().filter(|table| table.ours);
+        let rules = own_tables.flat_map(|table| &mut table.chains).flat_map(|chain| &mut chain.rules);
+        for rule in rules.filter(|rule| rule.why.is_some()) {
+            let source = rule.acts.iter().find_map(|act| match act {
+                ListedAct::Snat { to } => *to,
+                _ => None,
+            });
+            let Some(family) = source.map(Family::of_address) else { continue };
+            let members = probed.iter().filter(|ip| Family::of_address(**ip) == family);
+            let ranges: Vec<(u128, u128)> = members.map(|ip| (number_of(*ip), number_of(*ip))).collect();
+            for condition in rule.conditions.iter_mut().filter(|condition| **condition == Condition::Unread) {
+                let (field, ranges) = (Field::Destination(family), ranges.clone());
+                *condition = Condition::In { field, mask: u128::MAX, ranges, not: false };
+            }
+        }
+        Self { probed, ..self }
     }
 
     /// The same without what others have in its tables.

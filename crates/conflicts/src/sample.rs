@@ -4,9 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use capture::ambient::{NodeOptions, PodOptions, ProbeSender, plan_host, plan_pod};
 use ruleset::eval::{Owner, Packet};
-use ruleset::listed::{
-    Condition, Field, ListedChain, ListedTable, Lister, number_of, parse_line, parse_tables, planned,
-};
+use ruleset::listed::{ListedChain, ListedTable, Lister, parse_line, parse_tables, planned};
 use ruleset::{Backend, Base, ChainKind, Families, Family, Hook, Plan, Protocol, Routing};
 
 use crate::{
@@ -122,23 +120,12 @@ pub(crate) fn node(backend: Backend) -> (ObservedNetns, Plan) {
     let plan = plan_host(&NodeOptions::default(), ProbeSender::AnySocket, backend);
     let mut observed = pod_with(&plan);
     observed.scope = NetnsScope::Node;
-    observed.probed = vec![ip("10.244.0.7"), ip("fd00:10::7")];
     observed.links.push(ObservedLink {
         name: "veth1".to_owned(),
         kind: "veth".to_owned(),
         ..ObservedLink::default()
     });
-    // The rules ask for the members of a set, which the kernel's reader looks up.
-    for (family, to) in [(Family::V4, observed.probed[0]), (Family::V6, observed.probed[1])] {
-        let rules = observed.tables.iter_mut().filter(|table| table.families.contains(family));
-        let rules = rules.flat_map(|table| &mut table.chains).flat_map(|chain| &mut chain.rules);
-        for condition in rules.flat_map(|rule| &mut rule.conditions) {
-            if *condition == Condition::Unread {
-                *condition = Condition::is(Field::Destination(family), number_of(to));
-            }
-        }
-    }
-    (observed, plan)
+    (observed.probing(vec![ip("10.244.0.7"), ip("fd00:10::7")]), plan)
 }
 
 /// A base chain of others in a table of its own, younger than ours. Rules are written as iptables has them.

@@ -1,10 +1,12 @@
 //! What is known of a namespace's conflicts from one look to the next.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use ::conflicts::{Conflict, Examined, Severity};
 use facts::PodRef;
 use kernel::watch::Fingerprint;
+use ruleset::Family;
 
 use super::limits::AttemptLimit;
 
@@ -29,6 +31,8 @@ pub(super) struct NetnsConflicts {
     /// The rules that the last look began with, where it came to something.
     rules: Option<Fingerprint>,
     pub(super) routing_changed: bool,
+    /// On the node: families of pods whose probes were looked at; without a pod there is no probe to look at.
+    probed: Vec<Family>,
     pub(super) findings: Vec<KnownConflict>,
     pub(super) not_looked_at: Vec<String>,
     /// The same, where no later look will show it.
@@ -81,6 +85,7 @@ impl NetnsConflicts {
         &mut self,
         pod: Option<&PodRef>,
         rules: Option<&Fingerprint>,
+        probed: &[IpAddr],
         now: Instant,
     ) -> bool {
         if self.pod.as_ref() != pod {
@@ -88,13 +93,20 @@ impl NetnsConflicts {
         }
         let first = *self.first.get_or_insert(now);
         let same = rules.is_some() && rules == self.rules.as_ref() && !self.routing_changed;
-        let unchanged = self.last.is_some_and(|last| match pod {
-            Some(_) => same && last.duration_since(first) >= SETTLED,
-            None if same => now.duration_since(last) < NODE_EVERY,
-            None => now.duration_since(last) < NODE_AT_MOST_EVERY,
+        let families = [Family::V4, Family::V6].into_iter();
+        let new = families.filter(|family| {
+            !self.probed.contains(family) && probed.iter().any(|ip| Family::of_address(*ip) == *family)
         });
+        let new: Vec<Family> = new.collect();
+        let unchanged = new.is_empty()
+            && self.last.is_some_and(|last| match pod {
+                Some(_) => same && last.duration_since(first) >= SETTLED,
+                None if same => now.duration_since(last) < NODE_EVERY,
+                None => now.duration_since(last) < NODE_AT_MOST_EVERY,
+            });
         if !unchanged {
             (self.last, self.routing_changed) = (Some(now), false);
+            self.probed.extend(new);
         }
         unchanged
     }
@@ -258,23 +270,37 @@ mod tests {
     }
 
     #[test]
+    fn the_node_is_looked_at_anew_when_the_first_pod_of_a_family_is_probed() {
+        let (mut node, now) = (NetnsConflicts::default(), Instant::now());
+        let rules = Fingerprint::default();
+        let (v4, v6): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [0xfd00, 0, 0, 0, 0, 0, 0, 1].into());
+        assert!(!node.is_unchanged(None, Some(&rules), &[], now));
+        assert!(node.is_unchanged(None, None, &[], now), "not so soon, whatever has changed");
+        assert!(!node.is_unchanged(None, None, &[v4], now));
+        assert!(node.is_unchanged(None, None, &[v4, v4], now));
+        assert!(!node.is_unchanged(None, None, &[v4, v6], now));
+        assert!(node.is_unchanged(None, None, &[v6], now));
+        assert!(!node.is_unchanged(None, None, &[v6], now + NODE_AT_MOST_EVERY));
+    }
+
+    #[test]
     fn a_look_that_failed_leaves_what_was_known_and_is_done_again() {
         let (mut namespace, start) = (NetnsConflicts::default(), Instant::now());
         let pod = PodRef::named("shop", "web");
         let rules = Fingerprint::default();
         let late = start + SETTLED;
-        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), start));
-        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), late));
+        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), &[], start));
+        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), &[], late));
         let found = ConflictsFound { rules: Some(rules.clone()), ..looked(vec![conflict("one")]) };
         namespace.take(found, None, SystemTime::now());
-        assert!(namespace.is_unchanged(Some(&pod), Some(&rules), late));
-        assert!(!namespace.is_unchanged(Some(&pod), None, late), "who cannot tell looks");
+        assert!(namespace.is_unchanged(Some(&pod), Some(&rules), &[], late));
+        assert!(!namespace.is_unchanged(Some(&pod), None, &[], late), "who cannot tell looks");
         assert!(namespace.failed("no answer".to_owned()) && !namespace.failed("no answer".to_owned()));
         assert_eq!((namespace.errors(), &*namespace.not_looked_at), (1, &["no answer".to_owned()][..]));
-        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), late));
+        assert!(!namespace.is_unchanged(Some(&pod), Some(&rules), &[], late));
         // Another pod may get the number of a namespace that is gone.
         let other = PodRef { uid: "2".into(), ..pod };
-        assert!(!namespace.is_unchanged(Some(&other), Some(&rules), late));
+        assert!(!namespace.is_unchanged(Some(&other), Some(&rules), &[], late));
         assert_eq!(namespace.errors(), 0);
     }
 }

@@ -130,6 +130,63 @@ fn whoever_comes_again_and_again_is_not_fought() {
     assert!((1.0..=2.0).contains(&resolved(&agent)), "{}", resolved(&agent));
 }
 
+/// A firewall of the node that drops probes: no pod is told, but the node, and whoever asks whether the agent is ready where that is wanted.
+#[test]
+fn a_conflict_on_the_node_is_told_of_the_node_and_makes_the_agent_unready_until_it_is_gone() {
+    let mesh = Mesh::new().unwrap();
+    mesh.host
+        .ip(&[
+            "link add pods0 type veth peer name pods1",
+            "address add 10.9.255.254/16 dev pods0",
+            "link set pods0 up",
+            "link set pods1 up",
+        ])
+        .unwrap();
+    mesh.host
+        .nft("table ip wall { chain out { type filter hook postrouting priority 200; ip saddr 169.254.7.127 drop; }; }")
+        .unwrap();
+    let wanted = [("VERIFY_INTERVAL", "1s"), ("CONFLICTS_BLOCK_READY", "node-errors")];
+    let launch = wanted.into_iter().fold(mesh.agent(), |agent, (name, value)| agent.env(name, value));
+    // Without a pod in the mesh there is no probe that could be dropped.
+    let agent = launch.ready().unwrap();
+    let _ztunnel = mesh.ztunnel().unwrap();
+    let pod = mesh.running("default", "web", &[(MODE, "ambient")]).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    agent.wait_unready(&["conflicts", "CF-H1", "ip saddr 169.254.7.127", "table wall"]).unwrap();
+    eventually("an Event about the node tells of it", PATIENCE, || {
+        let events = mesh.node.api.events();
+        let of_conflicts: Vec<_> =
+            events.iter().filter(|event| event["reason"] == "MeshNodeConflict").collect();
+        ensure!(!of_conflicts.is_empty(), "{events:?}");
+        assert_told_of_the_node(&of_conflicts);
+        Ok(())
+    })
+    .unwrap();
+    let series = "istio_cni_conflicts{id=\"CF-H1\",scope=\"node\",severity=\"error\"}";
+    assert_eq!(agent.metric(series).unwrap(), 1.0);
+    let (exit, text, error) = cnictl(&mesh, "conflicts --node").unwrap();
+    assert!(text.contains("CF-H1"), "{exit:?} {text}{error}");
+    mesh.host.nft("delete table ip wall").unwrap();
+    // It looks at most each half minute.
+    eventually("the agent is ready again", Duration::from_secs(60), || {
+        let reply = agent.readyz()?;
+        ensure!(reply.status == 200, "{reply:?}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn assert_told_of_the_node(events: &[&serde_json::Value]) {
+    let [event] = events else { panic!("{events:?}") };
+    assert_eq!(
+        (&event["involvedObject"]["kind"], &event["type"]),
+        (&"Node".into(), &"Warning".into()),
+        "{event}"
+    );
+    let message = event["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("CF-H1: ") && message.contains("ip saddr 169.254.7.127"), "{event}");
+}
+
 #[test]
 fn without_resolution_a_conflict_is_told_once_and_the_pod_is_not_verified() {
     let (mesh, agent, _ztunnel, pod) = started("off");
