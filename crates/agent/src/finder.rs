@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use facts::Object;
 use netns::Netns;
 use netns::find::{MissingNetns, SearchRoots, WantedPod};
 use tokio::sync::Mutex;
@@ -33,6 +34,23 @@ pub(crate) enum FindFailure {
 /// The addresses by which a namespace is reached.
 pub(crate) fn addresses(inside: &netns::Inside) -> Result<Vec<IpAddr>, String> {
     kernel::route::link_addresses(inside).map_err(|error| fault::chain(&error))
+}
+
+/// How a pod's namespace is found. `kernel_network` are runtime classes that use the kernel's network stack.
+pub(crate) fn wanted_netns(pod: &Object, kernel_network: &[String]) -> WantedPod {
+    let class = pod.runtime_class().unwrap_or_default();
+    WantedPod {
+        uid: pod.uid().unwrap_or_default().to_owned(),
+        cgroup: pod.static_hash().map(str::to_owned),
+        ips: pod.ips(),
+        own_users: pod.has_own_users(),
+        kernel_network: kernel_network.iter().any(|fine| fine == class),
+    }
+}
+
+/// Whether the process by which a namespace was found is in it still.
+pub(crate) fn is_still(netns: &Netns) -> bool {
+    Netns::open(netns.path()).is_ok_and(|there| there == *netns)
 }
 
 #[derive(Default)]

@@ -1,21 +1,19 @@
 //! What the enforcement of policies needs of this agent.
 
 mod node_point;
+mod pod_point;
 
 use std::sync::Arc;
 
-use enforcement::{PointError, PolicyPoint, PolicyStanding};
+use enforcement::PolicyStanding;
 use kernel::Change;
-use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::health::{Health, HealthPart};
 use crate::run::Agent;
 
 pub(crate) use node_point::{NodePoint, node_settings};
-
-/// Stands where a point is not built yet.
-pub(crate) struct Unenforced;
+pub(crate) use pod_point::{PodPointKeeper, PodPointParts, PodPolicyPoint};
 
 /// Keeps readiness as enforcing stands. What was in force once stays in the kernel, so that nothing is unready for a failure later.
 pub(crate) fn standing(health: Arc<Health>) -> Box<dyn Fn(&PolicyStanding) + Send + Sync> {
@@ -57,15 +55,5 @@ impl Agent {
             None => self.log.debug(text, &[("error", &error)]),
             Some(_) => self.log.warn(text, &[("error", &error)]),
         }
-    }
-}
-
-impl PolicyPoint for Unenforced {
-    fn adopt(&mut self, _: &PolicyIndex, _: &dyn Fn(&LocalName) -> bool) -> Result<(), PointError> {
-        Ok(())
-    }
-
-    fn apply(&mut self, _: &[PolicyEffect], _: &PolicyIndex) -> Result<(), PointError> {
-        Ok(())
     }
 }

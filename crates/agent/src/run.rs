@@ -29,6 +29,7 @@ use crate::log_socket::LogSocket;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::pods_report::PodsReporter;
+use crate::policy::PodPointKeeper;
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::Sidecars;
 use crate::taint::NodeTaint;
@@ -91,6 +92,7 @@ pub(crate) struct Agent {
     pub(crate) sidecars: Arc<Sidecars>,
     /// Absent where NetworkPolicies are not enforced.
     pub(crate) policies: Option<Policies>,
+    pub(crate) pod_point: Option<Arc<PodPointKeeper>>,
     /// The node's taint.
     pub(crate) taint: NodeTaint,
     /// What becomes of this agent, by what was seen last.
@@ -188,7 +190,7 @@ impl Agent {
         let verifier = shared.verifier();
         let ambient = shared.ambient(&verifier);
         let sidecars = shared.sidecars(&ambient, &verifier, &log);
-        let policies = watches.and_then(|watches| shared.policies(watches));
+        let (policies, pod_point) = watches.and_then(|watches| shared.policies(watches)).unzip();
         verifier.verify(vec![ambient.clone(), sidecars.clone()]);
         verifier.answer_metrics()?;
         let agent = Self {
@@ -207,6 +209,7 @@ impl Agent {
             verifier,
             sidecars,
             policies,
+            pod_point,
             outlook: watch::Sender::default(),
             journal,
             options: reader,
@@ -238,6 +241,7 @@ impl Agent {
             tasks.spawn(agent.verifier.clone().live());
             tasks.spawn(agent.verifier.tell_conflicts());
             let enforces = agent.enforce_policies(&mut tasks);
+            agent.pod_point.iter().for_each(|keeper| drop(tasks.spawn(keeper.clone().live())));
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((ShutdownOutcome::Deleted, installer)) = outcome {

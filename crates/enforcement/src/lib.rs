@@ -6,6 +6,7 @@
 
 mod changes;
 mod config;
+mod pod_book;
 mod point;
 mod points;
 mod state;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use changes::Inbox;
 pub use config::{PointChoice, PolicyConfig, Unprepared};
+pub use pod_book::{PodBook, PodJob, SetContent, SetJob};
 pub use point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 use points::Points;
 use state::{FollowStage, PolicySources, PolicyState};

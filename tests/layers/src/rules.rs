@@ -65,7 +65,10 @@ const CRATES: &[(&str, Layer)] = &[
     ("options", Layer::Effect { ours: &["capture", "leftover"] }),
     ("serve", Layer::Effect { ours: &[] }),
     ("metrics", Layer::Effect { ours: &["rundir", "serve", "telemetry", "verification", "zds"] }),
-    ("enforcement", Layer::Effect { ours: &["cluster", "facts", "fault", "options", "policy", "telemetry"] }),
+    (
+        "enforcement",
+        Layer::Effect { ours: &["cluster", "facts", "fault", "options", "policy", "ruleset", "telemetry"] },
+    ),
     ("agent", Layer::Composition),
 ];
 

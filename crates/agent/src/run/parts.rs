@@ -14,7 +14,7 @@ use crate::conflicts::{ConflictParts, Conflicts};
 use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
-use crate::policy::{NodePoint, Unenforced, node_settings, standing};
+use crate::policy::{NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, node_settings, standing};
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
 use crate::verification::{PodVerifier, VerifierParts};
@@ -78,7 +78,7 @@ impl SharedParts<'_> {
     }
 
     /// Nothing where policies are not enforced.
-    pub(super) fn policies(&self, watches: PolicyWatches) -> Option<Policies> {
+    pub(super) fn policies(&self, watches: PolicyWatches) -> Option<(Policies, Arc<PodPointKeeper>)> {
         let policy = self.config.policy.clone()?;
         let (disturbed, log) = (Arc::new(Notify::new()), self.journal.scope("policy"));
         let (ambient, settings) = (self.config.ambient.clone(), node_settings(&policy));
@@ -86,18 +86,29 @@ impl SharedParts<'_> {
         let node_point = move || -> Box<dyn PolicyPoint> {
             Box::new(NodePoint::new(ambient.clone(), settings, told.clone(), of_node.clone()))
         };
+        let keeper = PodPointKeeper::new(PodPointParts {
+            cluster: self.cluster.clone(),
+            slots: self.slots.clone(),
+            backends: Arc::new(Backends::new(|| self.config.ambient.iptables(), &self.config.run_dir)),
+            choice: self.config.choice,
+            most_elements: policy.pod_point_max,
+            kernel_network_runtime_classes: self.config.kernel_network_runtime_classes.clone(),
+            proc_root: self.config.proc_root.clone(),
+            log: log.clone(),
+        });
+        let pod_point = keeper.clone();
         let parts = PolicyParts {
             config: policy,
             node: self.config.node.clone(),
             manifests: matches!(self.config.pods, PodsOrigin::Manifests { .. }),
             cluster: self.cluster.clone(),
             node_point: Box::new(node_point),
-            pod_point: Box::new(|| Box::new(Unenforced)),
+            pod_point: Box::new(move || Box::new(PodPolicyPoint::new(pod_point.clone()))),
             disturbed,
             told: standing(self.health.clone()),
             log,
         };
-        Some(Policies::new(parts, watches))
+        Some((Policies::new(parts, watches), keeper))
     }
 
     pub(super) fn sidecars(

@@ -10,7 +10,7 @@ use netns::find::{MissingNetns, SearchRoots, WantedPod};
 
 use super::Sidecars;
 use super::pods::{NotLocated, SandboxPlace, SidecarPod};
-use crate::finder::FindFailure;
+use crate::finder::{FindFailure, is_still, wanted_netns};
 
 impl Sidecars {
     /// Where namespaces are looked for.
@@ -28,14 +28,7 @@ impl Sidecars {
 
     /// How a pod's namespace is found.
     pub(super) fn wanted_netns(&self, pod: &Object) -> WantedPod {
-        let class = pod.runtime_class().unwrap_or_default();
-        WantedPod {
-            uid: pod.uid().unwrap_or_default().to_owned(),
-            cgroup: pod.static_hash().map(str::to_owned),
-            ips: pod.ips(),
-            own_users: pod.has_own_users(),
-            kernel_network: self.parts.kernel_network_runtime_classes.iter().any(|fine| fine == class),
-        }
+        wanted_netns(pod, &self.parts.kernel_network_runtime_classes)
     }
 
     /// The namespace of a pod: the one that is known, where it is still the pod's, or else the one of its processes.
@@ -76,9 +69,4 @@ impl Sidecars {
         let pods = unknown.filter_map(|pod| index.pod(&pod.key.namespace, &pod.key.name));
         pods.map(|pod| self.wanted_netns(pod)).filter(|pod| !pod.ips.is_empty()).collect()
     }
-}
-
-/// Whether the process by which a namespace was found is in it still.
-pub(super) fn is_still(netns: &Netns) -> bool {
-    Netns::open(netns.path()).is_ok_and(|there| there == *netns)
 }

@@ -128,7 +128,7 @@ impl Sidecars {
     pub(super) async fn look_again(&self) {
         let all = self.pods.all();
         let is_lost = |pod: &&SidecarPod| match &pod.place {
-            SandboxPlace::At(sandbox) => !super::locate::is_still(&sandbox.netns),
+            SandboxPlace::At(sandbox) => !crate::finder::is_still(&sandbox.netns),
             SandboxPlace::Due | SandboxPlace::Unknown(_) => true,
         };
         let lost: Vec<&SidecarPod> = all.iter().filter(is_lost).collect();

@@ -39,6 +39,7 @@ mod mesh_verify_many;
 mod mesh_waiting;
 mod neighbours;
 mod policies;
+mod policy_pods;
 mod reboot;
 mod repair;
 mod repair_rights;

@@ -1,0 +1,247 @@
+//! What the rules of pods in their own network namespaces are to be, and what of it is loaded. It touches no kernel: whoever does takes a
+//! [`PodJob`] and says how it went.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use policy::compile::{CompiledPod, KeptSet, PodPoint, compile_pod};
+use policy::index::{LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex};
+use ruleset::{Backend, Element, Family, Key, SetDelta};
+
+/// See the module.
+#[derive(Debug)]
+pub struct PodBook {
+    backend: Backend,
+    /// The own node's addresses.
+    node: Vec<IpAddr>,
+    sets: HashMap<Arc<PeerSet>, BTreeSet<PeerMember>>,
+    pods: BTreeMap<LocalName, BookedPod>,
+}
+
+#[derive(Debug, Default)]
+struct BookedPod {
+    classes: PodClasses,
+    /// The rules that it is to have.
+    rules: Option<Arc<CompiledPod>>,
+    /// What it has; nothing where that has to be looked at.
+    loaded: Option<Option<Arc<CompiledPod>>>,
+    /// Members that came or went since they were loaded last, and whether they are there.
+    pending: BTreeMap<Arc<PeerSet>, BTreeMap<PeerMember, bool>>,
+}
+
+/// What is to be done in a pod's namespace.
+#[derive(Debug, Clone)]
+pub struct PodJob {
+    /// The rules that it is to have; nothing: none.
+    pub rules: Option<Arc<CompiledPod>>,
+    /// Those that it is known to have.
+    pub before: Option<Arc<CompiledPod>>,
+    /// What becomes of its sets, those that are new among them.
+    pub sets: Vec<SetJob>,
+    /// Whether everything is to be compared with what is there.
+    pub is_whole: bool,
+}
+
+/// What becomes of a set.
+#[derive(Debug, Clone)]
+pub struct SetJob {
+    /// Its name in the kernel.
+    pub name: String,
+    /// The whole of it, where what is there is not known; else what changes.
+    pub content: SetContent,
+}
+
+/// See [`SetJob`].
+#[derive(Debug, Clone)]
+pub enum SetContent {
+    /// All members.
+    Whole(Vec<Element>),
+    /// Some come or go.
+    Changes(SetDelta),
+}
+
+impl PodBook {
+    /// Without pods.
+    pub fn new(backend: Backend) -> Self {
+        Self { backend, node: Vec::new(), sets: HashMap::new(), pods: BTreeMap::new() }
+    }
+
+    /// How the rules are loaded.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Takes everything from an index: `pods` says which are enforced in their own namespaces. Gives the pods with which there is something to do.
+    pub fn adopt(
+        &mut self,
+        index: &PolicyIndex,
+        node: Vec<IpAddr>,
+        pods: &dyn Fn(&LocalName) -> bool,
+    ) -> Vec<LocalName> {
+        self.node = node;
+        self.sets = index.sets().map(|(set, members)| (set.clone(), members.collect())).collect();
+        let all = index.pods().filter(|(name, ..)| pods(name));
+        let wanted: BTreeMap<&LocalName, &PodClasses> =
+            all.map(|(name, _, classes)| (name, classes)).collect();
+        for (name, pod) in &mut self.pods {
+            if !wanted.contains_key(name) {
+                (pod.classes, pod.rules) = (PodClasses::default(), None);
+            }
+        }
+        for (name, classes) in wanted {
+            self.set_classes(name, classes, index);
+        }
+        self.look_at_all()
+    }
+
+    /// Everything that pods have is to be compared. Gives the pods.
+    pub fn look_at_all(&mut self) -> Vec<LocalName> {
+        self.pods.values_mut().for_each(|pod| pod.loaded = None);
+        self.pods.keys().cloned().collect()
+    }
+
+    /// A pod is to be looked at that may have rules of an earlier time.
+    pub fn look_at(&mut self, name: LocalName) {
+        self.pods.entry(name).or_default();
+    }
+
+    /// Takes what an event changes. Gives the pods with which there is something to do.
+    pub fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> BTreeSet<LocalName> {
+        let mut touched = BTreeSet::new();
+        for effect in effects {
+            match effect {
+                PolicyEffect::SetAppears(set, members) => {
+                    self.sets.insert(set.clone(), members.iter().copied().collect());
+                }
+                PolicyEffect::SetGains(set, members) => self.change_set(set, members, true, &mut touched),
+                PolicyEffect::SetLoses(set, members) => self.change_set(set, members, false, &mut touched),
+                PolicyEffect::SetGoes(set) => drop(self.sets.remove(set)),
+                PolicyEffect::ClassChanges(class) => touched.extend(self.change_class(class, index)),
+                PolicyEffect::PodChanges { pod, classes, .. } => {
+                    self.set_classes(pod, classes, index);
+                    touched.insert(pod.clone());
+                }
+                // Its namespace goes with it.
+                PolicyEffect::PodGoes(pod) => drop(self.pods.remove(pod)),
+            }
+        }
+        touched
+    }
+
+    /// What is to be done for a pod now; nothing if it is not known any more. What changes from here on is the next job's.
+    pub fn job(&mut self, name: &LocalName) -> Option<PodJob> {
+        let pod = self.pods.get_mut(name)?;
+        let mut pending = std::mem::take(&mut pod.pending);
+        let before = pod.loaded.clone().flatten();
+        let mut sets = Vec::new();
+        for (name, family, set) in pod.rules.iter().flat_map(|rules| &rules.kept) {
+            let is_new = !before.iter().any(|before| before.kept.iter().any(|(known, ..)| known == name));
+            let content = if is_new {
+                let members = self.sets.get(set).into_iter().flatten();
+                let members = members.filter(|one| Family::of_address(one.address) == *family);
+                SetContent::Whole(members.map(|one| Element::from(Key::from(*one))).collect())
+            } else {
+                match pending.get_mut(set) {
+                    Some(changes) => SetContent::Changes(delta(changes, *family)),
+                    None => continue,
+                }
+            };
+            sets.push(SetJob { name: name.clone(), content });
+        }
+        let is_whole = pod.loaded.is_none();
+        // Until it is said how it went, nobody knows.
+        pod.loaded = None;
+        Some(PodJob { rules: pod.rules.clone(), before, sets, is_whole })
+    }
+
+    /// A job was done: the pod has its rules.
+    pub fn done(&mut self, name: &LocalName, job: &PodJob) {
+        let Some(pod) = self.pods.get_mut(name) else { return };
+        pod.loaded = Some(job.rules.clone());
+        if pod.rules.is_none() && job.rules.is_none() {
+            self.pods.remove(name);
+        }
+    }
+
+    /// The pods that have rules, or are to have them.
+    pub fn pods(&self) -> impl Iterator<Item = &LocalName> {
+        self.pods.iter().filter(|(_, pod)| pod.rules.is_some()).map(|(name, _)| name)
+    }
+
+    fn set_classes(&mut self, name: &LocalName, classes: &PodClasses, index: &PolicyIndex) {
+        if classes.iter().next().is_none() && !self.pods.contains_key(name) {
+            return;
+        }
+        let rules = compiled(index, classes, &self.node, self.backend);
+        let pod = self.pods.entry(name.clone()).or_default();
+        (pod.classes, pod.rules) = (classes.clone(), rules);
+    }
+
+    fn change_class(&mut self, class: &Arc<PolicyClass>, index: &PolicyIndex) -> Vec<LocalName> {
+        let mut touched = Vec::new();
+        for (name, pod) in &mut self.pods {
+            if pod.classes.iter().any(|its| its == class) {
+                pod.rules = compiled(index, &pod.classes, &self.node, self.backend);
+                touched.push(name.clone());
+            }
+        }
+        touched
+    }
+
+    fn change_set(
+        &mut self,
+        set: &Arc<PeerSet>,
+        members: &[PeerMember],
+        is_there: bool,
+        touched: &mut BTreeSet<LocalName>,
+    ) {
+        let known = self.sets.entry(set.clone()).or_default();
+        for member in members {
+            if is_there {
+                known.insert(*member)
+            } else {
+                known.remove(member)
+            };
+        }
+        for (name, pod) in &mut self.pods {
+            let has = |rules: &Arc<CompiledPod>| rules.kept.iter().any(|(_, _, its): &KeptSet| its == set);
+            if pod.rules.iter().any(has) {
+                let pending = pod.pending.entry(set.clone()).or_default();
+                pending.extend(members.iter().map(|member| (*member, is_there)));
+                touched.insert(name.clone());
+            }
+        }
+    }
+}
+
+fn compiled(
+    index: &PolicyIndex,
+    classes: &PodClasses,
+    node: &[IpAddr],
+    backend: Backend,
+) -> Option<Arc<CompiledPod>> {
+    classes.iter().next()?;
+    // Addresses of Services are judged as any other address.
+    let point = PodPoint { node, services: false };
+    Some(Arc::new(compile_pod(index, classes, &point, backend)))
+}
+
+/// The changes of one family.
+fn delta(changes: &BTreeMap<PeerMember, bool>, family: Family) -> SetDelta {
+    let mut delta = SetDelta::default();
+    for (member, is_there) in changes {
+        if Family::of_address(member.address) != family {
+            continue;
+        }
+        if *is_there {
+            delta.add(Key::from(*member));
+        } else {
+            delta.remove(Key::from(*member));
+        }
+    }
+    delta
+}

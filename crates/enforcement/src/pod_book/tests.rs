@@ -1,0 +1,96 @@
+use facts::{LabelSet, Peer};
+use policy::index::LocalFacts;
+use policy::{PlainPod, PlainWorld, PolicyTerms};
+use serde_json::json;
+
+use super::*;
+
+struct Setup {
+    world: PlainWorld,
+    index: PolicyIndex,
+    book: PodBook,
+}
+
+fn name(of: &str) -> LocalName {
+    LocalName { namespace: "x".into(), name: of.into() }
+}
+
+impl Setup {
+    /// Pods `a`, which a policy opens to pods with the label `in`, and `b`.
+    fn new() -> Self {
+        let (world, index) = (PlainWorld::default(), PolicyIndex::default());
+        let mut setup = Self { world, index, book: PodBook::new(Backend::Nftables) };
+        setup.policy(Some(json!([{"from": [{"podSelector": {"matchLabels": {"in": "yes"}}}]}])));
+        setup.pod("a", "10.0.0.1", &[("app", "a")], true);
+        setup.pod("b", "10.0.0.2", &[], false);
+        let touched = setup.book.adopt(&setup.index, Vec::new(), &|_| true);
+        assert_eq!(touched, [name("a")]);
+        setup
+    }
+
+    fn policy(&mut self, ingress: Option<serde_json::Value>) -> BTreeSet<LocalName> {
+        let object = json!({"metadata": {"namespace": "x", "name": "p"},
+            "spec": {"podSelector": {"matchLabels": {"app": "a"}}, "ingress": ingress.clone().unwrap_or_default()}});
+        let terms = PolicyTerms::from(&serde_json::from_value::<facts::NetworkPolicy>(object).unwrap());
+        let effects = self.index.policy(&self.world, &terms.name.clone(), ingress.map(|_| terms));
+        self.book.apply(&effects, &self.index)
+    }
+
+    fn pod(
+        &mut self,
+        of: &str,
+        address: &str,
+        labels: &[(&str, &str)],
+        is_local: bool,
+    ) -> BTreeSet<LocalName> {
+        let address: IpAddr = address.parse().unwrap();
+        let labels: LabelSet = labels.iter().copied().collect();
+        let facts = Peer { labels: labels.clone(), addresses: [address].into(), ..Peer::default() };
+        self.world.put_pod(PlainPod { namespace: "x".into(), name: of.into(), facts });
+        let local = LocalFacts { labels, addresses: [address].into() };
+        let mut effects = match is_local {
+            true => self.index.local_pod(&self.world, &name(of), Some(local)),
+            false => Vec::new(),
+        };
+        effects.extend(self.index.pod(&self.world, &[address]));
+        self.book.apply(&effects, &self.index)
+    }
+
+    /// The next job of `a`, as its sets are told: whole ones by their length, changes by what comes and goes.
+    fn job(&mut self) -> (PodJob, Vec<String>) {
+        let job = self.book.job(&name("a")).unwrap();
+        let told = |set: &SetJob| match &set.content {
+            SetContent::Whole(all) => format!("{}", all.len()),
+            SetContent::Changes(delta) => format!("+{}-{}", delta.added().len(), delta.removed().len()),
+        };
+        let sets = job.sets.iter().filter(|set| set.name.ends_with("v4")).map(told).collect();
+        (job, sets)
+    }
+}
+
+#[test]
+fn a_pod_gets_its_rules_then_what_changes_of_their_sets_and_then_none() {
+    let mut setup = Setup::new();
+    let (job, sets) = setup.job();
+    assert!(job.is_whole && job.before.is_none() && job.rules.is_some());
+    assert_eq!(sets, ["0"]);
+    // It comes while the job is under way, and is the next one's.
+    assert_eq!(setup.pod("b", "10.0.0.2", &[("in", "yes")], false), [name("a")].into());
+    setup.book.done(&name("a"), &job);
+    let (next, sets) = setup.job();
+    assert_eq!((next.is_whole, sets), (false, vec!["+1-0".to_owned()]));
+    // It fails: everything is compared, and written.
+    let (again, sets) = setup.job();
+    assert_eq!((again.is_whole, sets), (true, vec!["1".to_owned()]));
+    setup.book.done(&name("a"), &again);
+    setup.policy(Some(json!([{"from": [{"podSelector": {}}]}])));
+    let (other, sets) = setup.job();
+    assert!(other.before.is_some() && other.before != other.rules);
+    assert_eq!(sets, ["2"], "a new set is written as a whole");
+    setup.book.done(&name("a"), &other);
+    assert_eq!(setup.policy(None), [name("a")].into());
+    let (none, _) = setup.job();
+    assert!(none.rules.is_none() && none.before.is_some());
+    setup.book.done(&name("a"), &none);
+    assert!(setup.book.job(&name("a")).is_none() && setup.book.pods().next().is_none());
+}

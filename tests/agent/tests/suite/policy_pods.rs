@@ -1,0 +1,141 @@
+//! NetworkPolicies in a pod's own namespace: what a policy, a label and their end do to real packets, and what happens to them while the API server or
+//! the agent is away.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use testkit::apiserver::Resource;
+use testkit::mesh::Mesh;
+use testkit::probe::{Flow, Listener, Listeners};
+use testkit::{Agent, Families, PATIENCE, Pod, PodObject, until};
+
+const PORT: u16 = 8080;
+const UID: &str = "00000001-0000-4000-8000-00000000beef";
+/// A pod of another node.
+const FRIEND: &str = "10.78.0.5";
+const STRANGER: &str = "10.78.0.6";
+
+/// A node with one pod, and all other addresses behind its interface.
+struct Setup {
+    mesh: Mesh,
+    pod: Pod,
+    _listener: Listeners,
+    nftables: bool,
+}
+
+impl Setup {
+    fn new(nftables: bool) -> Self {
+        let (mesh, pod) = (Mesh::new().unwrap(), Pod::new(Families::V4).unwrap());
+        mesh.node.api.set_namespace("shop", &[]);
+        let cgroup = format!("/kubepods/burstable/pod{UID}/{:064x}", 1);
+        mesh.process(2001, pod.own().path(), &cgroup, 2101).unwrap();
+        let web = PodObject::named("web").in_namespace("shop").uid(UID).label("app", "web");
+        mesh.node.api.set_pod(web.on_node("n1").container("app").running(&[Pod::V4]));
+        let listener = Listeners::start(pod.own(), [Listener::tcp(PORT)]).unwrap();
+        let setup = Self { mesh, pod, _listener: listener, nftables };
+        setup.set_friend(&[]);
+        setup
+    }
+
+    fn agent(&self) -> Agent {
+        let agent = self.mesh.node.agent().env("HOST_ROOT", &self.mesh.root().to_string_lossy());
+        let agent = agent.env("CLEANUP_ON_EXIT", "never").env("POLICY_ENFORCEMENT", "on");
+        let native = if self.nftables { "true" } else { "false" };
+        agent.env("POLICY_POINT", "pod").env("NATIVE_NFTABLES", native).ready().unwrap()
+    }
+
+    fn set_friend(&self, labels: &[(&str, &str)]) {
+        let friend =
+            PodObject::named("friend").in_namespace("shop").uid("friend").on_node("n2").labels(labels);
+        let address: IpAddr = FRIEND.parse().unwrap();
+        self.mesh.node.api.set_pod(friend.container("app").running(&[address]));
+    }
+
+    fn set_policy(&self, spec: &Value) {
+        let policy = json!({"metadata": {"namespace": "shop", "name": "web", "uid": "p"}, "spec": spec});
+        self.mesh.node.api.set_object(Resource::NetworkPolicies, policy);
+    }
+
+    /// Whether the pod answers an address.
+    fn answers(&self, from: &str) -> bool {
+        let source = SocketAddr::new(from.parse().unwrap(), 0);
+        let flow = Flow::from(self.pod.peer()).source(source).patience(Duration::from_millis(300));
+        flow.tcp(SocketAddr::new(Pod::V4, PORT)).unwrap().port() == Some(PORT)
+    }
+
+    fn wait(&self, what: &str, friend: bool, stranger: bool) {
+        let seen = || [self.answers(FRIEND), self.answers(STRANGER)];
+        until(
+            what,
+            PATIENCE,
+            || seen() == [friend, stranger],
+            || format!("{:?}; rules:\n{}", seen(), self.rules()),
+        )
+        .unwrap();
+    }
+
+    /// All rules of the pod's namespace, with the numbers that new ones would have other than before.
+    fn rules(&self) -> String {
+        let own = self.pod.own();
+        let nft = own.run(Command::new("nft").args(["-a", "list", "ruleset"])).unwrap();
+        nft + &own.run(&mut Command::new("iptables-save")).unwrap()
+            + &own.run(Command::new("ipset").arg("save")).unwrap()
+    }
+}
+
+fn follow(nftables: bool) {
+    let setup = Setup::new(nftables);
+    let agent = setup.agent();
+    setup.wait("nothing is isolated", true, true);
+    let open = json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {"role": "friend"}}}], "ports": [{"port": PORT}]}]});
+    setup.set_policy(&open);
+    setup.wait("a policy isolates the pod", false, false);
+    setup.set_friend(&[("role", "friend")]);
+    setup.wait("a label opens it", true, false);
+    // Without the API server, and without an agent, the kernel has what it had; the next agent changes nothing.
+    let rules = setup.rules();
+    setup.mesh.node.api.stop();
+    agent.log().wait_for(&["the API server is away"], PATIENCE).unwrap();
+    setup.wait("the API server is away", true, false);
+    agent.kill().unwrap();
+    setup.mesh.node.api.restart().unwrap();
+    let agent = setup.agent();
+    setup.wait("another agent", true, false);
+    assert_eq!(strip(&setup.rules()), strip(&rules), "the next agent writes what is there already");
+    setup.set_policy(&json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"from": [{"podSelector": {}}]}]}));
+    setup.wait("another policy", true, false);
+    setup.mesh.node.api.delete_object(Resource::NetworkPolicies, "shop", "web");
+    setup.wait("no policy isolates the pod any more", true, true);
+    until("nothing of ours is left", PATIENCE, || !setup.rules().contains("istio"), || setup.rules())
+        .unwrap();
+    drop(agent);
+}
+
+/// Without the counters.
+fn strip(rules: &str) -> Vec<String> {
+    let words = |line: &str| {
+        line.split_whitespace().filter(|word| !word.starts_with('[')).collect::<Vec<_>>().join(" ")
+    };
+    let lines = rules.lines().filter(|line| !line.starts_with('#')).map(words);
+    lines
+        .map(|line| match line.split_once("counter packets ") {
+            Some((head, tail)) => {
+                format!("{head}{}", tail.split_whitespace().skip(3).collect::<Vec<_>>().join(" "))
+            }
+            None => line,
+        })
+        .collect()
+}
+
+#[test]
+fn a_pod_is_isolated_opened_and_let_go_by_policies_in_nf_tables() {
+    follow(true);
+}
+
+#[test]
+fn a_pod_is_isolated_opened_and_let_go_by_policies_in_iptables() {
+    follow(false);
+}
