@@ -3,6 +3,7 @@
 //! What is there when the agent starts stays until all is known, and then what differs is written. Afterwards an event writes what it changes.
 //! Whoever else commits rules is heard, and the table is looked at then.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
@@ -34,6 +35,8 @@ pub(crate) struct NodePoint {
     table: Option<WatchedTable>,
     /// Whether the kernel has the rules.
     loaded: bool,
+    /// What the rules lack, as it was told.
+    told: BTreeSet<String>,
 }
 
 /// The table, and a thread that tells of what is committed.
@@ -84,7 +87,7 @@ impl NodePoint {
         log: Scope,
     ) -> Self {
         let rules = NodeRules::new(settings);
-        Self { config, settings, disturbed, log, rules, table: None, loaded: false }
+        Self { config, settings, disturbed, log, rules, table: None, loaded: false, told: BTreeSet::new() }
     }
 
     fn table(&mut self) -> Result<&mut PartedTable, PointError> {
@@ -104,17 +107,26 @@ impl NodePoint {
         Ok(change)
     }
 
-    /// Tells what the rules lack.
-    fn tell(&self) {
+    /// Tells what the rules lack, each once for as long as it is so.
+    fn tell(&mut self) {
+        let mut lacking = BTreeSet::new();
         for left_out in self.rules.left_out() {
             let error = fault::chain(left_out);
-            self.log.warn("a rule of a policy is not enforced as it is written", &[("error", &error)]);
+            if !self.told.contains(&error) {
+                self.log.warn("a rule of a policy is not enforced as it is written", &[("error", &error)]);
+            }
+            lacking.insert(error);
         }
         for class in self.rules.refused() {
             let policies = class.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let text = "the kernel has rules of the same name for other policies, so that all is denied to pods of these; rename one";
-            self.log.error(text, &[("policies", &policies), ("direction", &class.direction)]);
+            let refused = format!("{} {policies}", class.direction);
+            if !self.told.contains(&refused) {
+                let text = "the kernel has rules of the same name for other policies, so that all is denied to pods of these; rename one";
+                self.log.error(text, &[("policies", &policies), ("direction", &class.direction)]);
+            }
+            lacking.insert(refused);
         }
+        self.told = lacking;
     }
 }
 

@@ -81,6 +81,10 @@ impl SharedParts<'_> {
     pub(super) fn policies(&self, watches: PolicyWatches) -> Option<(Policies, Arc<PodPointKeeper>)> {
         let policy = self.config.policy.clone()?;
         let (disturbed, log) = (Arc::new(Notify::new()), self.journal.scope("policy"));
+        if policy.rejects {
+            let text = "POLICY_DENY=reject does nothing yet: what policies deny is dropped without an answer";
+            log.warn(text, &[]);
+        }
         let (ambient, settings) = (self.config.ambient.clone(), node_settings(&policy));
         let (told, of_node) = (disturbed.clone(), log.clone());
         let node_point = move || -> Box<dyn PolicyPoint> {

@@ -311,3 +311,39 @@ fn a_connection_that_is_denied_now_ends_or_goes_on_by_the_setting() {
         drop(server);
     }
 }
+
+/// Sends a datagram as a frame of its own making: no rule of the pod's sees it. The words are the gateway's hardware address and the source.
+const FRAME: &str = "
+import socket, struct, sys
+def checksum(data):
+    total = sum(struct.unpack('!%dH' % (len(data) // 2), data))
+    while total >> 16:
+        total = (total & 0xffff) + (total >> 16)
+    return ~total & 0xffff
+ends = socket.inet_aton(sys.argv[2]) + socket.inet_aton('192.0.2.9')
+head = struct.pack('!BBHHHBBH', 0x45, 0, 32, 1, 0, 64, 17, 0) + ends
+head = head[:10] + struct.pack('!H', checksum(head)) + head[12:]
+frame = head + struct.pack('!HHHH', 5555, 5555, 12, 0) + b'ping'
+gateway = bytes.fromhex(sys.argv[1].replace(':', ''))
+socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM).sendto(frame, ('eth0', 0x0800, 0, 0, gateway))
+";
+
+#[test]
+fn frames_of_a_pods_own_making_do_not_get_out() {
+    let mut lab = Lab::isolated(NodeSettings::default());
+    lab.a.nft("add table inet own\nadd chain inet own sent { type filter hook output priority 0 ; policy drop ; }").unwrap();
+    let counted = "add table ip seen\nadd chain ip seen left { type filter hook postrouting priority 150 ; }\n\
+                   add rule ip seen left oifname out udp dport 5555 counter";
+    lab.node.nft(counted).unwrap();
+    let shown = sh(&lab.node, "ip -o link show pod-a");
+    let gateway = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+    let send = |lab: &Lab, source: &str| {
+        lab.a.run(std::process::Command::new("python3").args(["-c", FRAME, gateway, source])).unwrap();
+    };
+    let seen = |lab: &Lab| sh(&lab.node, "nft list chain ip seen left").contains("counter packets 1 ");
+    send(&lab, "10.1.0.2");
+    assert!(!seen(&lab), "the pod is isolated");
+    lab.table.remove().unwrap();
+    send(&lab, "10.1.0.2");
+    assert!(seen(&lab), "without the rules it gets out");
+}

@@ -147,9 +147,10 @@ impl NodeRules {
             deltas.entry(set.into()).or_default().add(Key::from(*address));
         }
         for (set, members) in index.sets() {
-            members.for_each(|member| {
-                deltas.entry(name_for(set, &member)).or_default().add(Key::from(member));
-            });
+            let names = peer_names(set);
+            let mut of_families = <[SetDelta; 2]>::default();
+            members.for_each(|member| of_families[family_of(&member)].add(Key::from(member)));
+            deltas.extend(names.into_iter().zip(of_families));
         }
         deltas.iter().for_each(|(set, delta)| contents.apply(set, delta));
         contents
@@ -185,8 +186,13 @@ fn peer_sets(set: &PeerSet) -> [Set; 2] {
     [Family::V4, Family::V6].map(|family| Set::kept(set.kernel_name(family), key_type(set, family)))
 }
 
-fn name_for(set: &PeerSet, member: &PeerMember) -> String {
-    set.kernel_name(Family::of_address(member.address))
+fn peer_names(set: &PeerSet) -> [String; 2] {
+    [Family::V4, Family::V6].map(|family| set.kernel_name(family))
+}
+
+/// Which of [`peer_names`] and [`peer_sets`] a member is in.
+fn family_of(member: &PeerMember) -> usize {
+    usize::from(member.address.is_ipv6())
 }
 
 fn lead(address: IpAddr, verdict: MapVerdict) -> Element {

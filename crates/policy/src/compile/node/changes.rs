@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ruleset::{Chain, Family, Key, Set, TableDelta};
 
 use super::class::{ClassRules, NodeClass};
-use super::{NodePod, NodeRules, base, lead, name_for, peer_sets};
+use super::{NodePod, NodeRules, base, family_of, lead, peer_names, peer_sets};
 use crate::index::{LocalName, PolicyClass, PolicyEffect, PolicyIndex};
 use crate::terms::TrafficDirection;
 
@@ -36,12 +36,16 @@ impl NodeRules {
                     if let PolicyEffect::SetAppears(..) = effect {
                         gains.sets.extend(peer_sets(set));
                     }
+                    let names = peer_names(set);
                     for member in members {
-                        gains.of(name_for(set, member)).add(Key::from(*member));
+                        gains.of(&*names[family_of(member)]).add(Key::from(*member));
                     }
                 }
                 PolicyEffect::SetLoses(set, members) => {
-                    members.iter().for_each(|member| losses.of(name_for(set, member)).remove(*member));
+                    let names = peer_names(set);
+                    for member in members {
+                        losses.of(&*names[family_of(member)]).remove(*member);
+                    }
                 }
                 PolicyEffect::SetGoes(set) => {
                     goes.gone_sets.extend(peer_sets(set).map(|set| set.name.into_owned()));
