@@ -19,6 +19,7 @@ pub(crate) struct VerificationMetrics {
     unwatched: IntGauge,
     told: IntGaugeVec,
     capture: IntGauge,
+    left: IntGaugeVec,
 }
 
 /// How many pods are how.
@@ -125,6 +126,11 @@ impl VerificationMetrics {
                 &["what"],
             )?,
             capture: make.gauge("istio_cni_capture_enabled", "Whether pods are captured at all")?,
+            left: make.gauges(
+                "istio_cni_capture_disabled_pods",
+                "Pods that keep the rules they have while capture is disabled",
+                &["mode"],
+            )?,
         };
         metrics.repairs.with_label_values(&none);
         metrics.begin();
@@ -138,6 +144,9 @@ impl VerificationMetrics {
                 self.verifications.with_label_values(&[layer.label(), result]);
             }
             self.durations.with_label_values(&[layer.label()]);
+        }
+        for mode in DataPlaneMode::ALL {
+            self.left.with_label_values(&[mode.label()]);
         }
         for what in ["generation", "events", "culprits"] {
             self.told.with_label_values(&[what]);
@@ -163,6 +172,12 @@ impl super::Metrics {
     /// Whether pods are captured at all.
     pub fn capture_enabled(&self, enabled: bool) {
         self.verification.capture.set(i64::from(enabled));
+    }
+
+    /// So many pods keep the rules they have while capture is disabled.
+    pub fn left_as_they_are(&self, mode: DataPlaneMode, pods: usize) {
+        let gauge = self.verification.left.with_label_values(&[mode.label()]);
+        gauge.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
     /// Exports the gauge of pods' rules by the short names as well.

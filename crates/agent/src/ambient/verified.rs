@@ -160,6 +160,10 @@ impl VerifiedMode for Ambient {
                 self.log.warn(&error, &[]);
             }
             self.metrics.shadowed(self.kept.evidence.shadowed());
+            let members = self.pods.members.all().into_iter();
+            let left =
+                members.filter(|member| !self.config.rules.now().captures() && member.have.is_captured());
+            self.metrics.left_as_they_are(DataPlaneMode::Ambient, left.count());
             self.node.finder.forget().await;
         })
     }

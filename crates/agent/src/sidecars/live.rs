@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ::verification::DataPlaneMode;
 use applied::Origin;
 use capture::{Expected, Outside, PlanInputs, Reason, Settings, Skip, setting_changes};
 use facts::{Facts, Object, PodRef};
@@ -112,6 +113,32 @@ impl Sidecars {
         is_out && matches!(rules, Some(SandboxRules::Had | SandboxRules::Repaired(_)))
     }
 
+    /// Counts the pods that keep their rules while capture is disabled. Nobody looks at them then, so it is their records that tell.
+    pub(super) async fn count_left(&self) {
+        let by = self.expected_by();
+        let is_left = |facts: &&Facts| {
+            let expected = self.pods.expected(facts, &by);
+            let skip = |expected: &Expected| matches!(expected, Expected::Outside(Outside::Skip(skip)) if skip.reason == Reason::CaptureDisabled);
+            !facts.pod.is_terminal() && expected.as_deref().is_some_and(skip)
+        };
+        let all = self.all_facts();
+        let left = all.iter().filter(is_left);
+        let left: Vec<[(String, String); 2]> = left.map(|facts| record_names(&facts.pod)).collect();
+        let run_dir = self.parts.run_dir.clone();
+        let count = move || -> Result<usize, applied::Error> {
+            if left.is_empty() {
+                return Ok(0);
+            }
+            let recorded = RecordedPods::of(applied::origins_with_inputs(&run_dir)?);
+            Ok(left.iter().filter(|names| names.iter().any(|name| recorded.contains(name))).count())
+        };
+        match tokio::task::spawn_blocking(count).await {
+            Ok(Ok(pods)) => self.parts.metrics.left_as_they_are(DataPlaneMode::Sidecar, pods),
+            Ok(Err(error)) => self.parts.log.warn(&error, &[]),
+            Err(error) => self.parts.log.error(&error, &[]),
+        }
+    }
+
     /// The sandbox of a pod that has rules of ours. One that was never looked for is, where a record says that we have loaded some.
     async fn with_rules(&self, pod: &PodRef, facts: &Facts) -> Result<Option<PodSandbox>, NotRepaired> {
         let had = |sandbox: &PodSandbox| sandbox.rules != SandboxRules::Never;
@@ -146,8 +173,7 @@ impl Sidecars {
             Ok(self.slots.run(&pod.pod_ref(), Task::Identify, read).await??)
         };
         let pods = self.recorded.0.get_or_try_init(read).await?;
-        let name = pod.pod_ref().to_string();
-        Ok([pod.runtime_uid(), ""].iter().any(|uid| pods.contains(&(name.clone(), (*uid).to_owned()))))
+        Ok(record_names(pod).iter().any(|name| pods.contains(name)))
     }
 
     /// Whether the pod's proxy runs, and whether a record says that we have loaded the pod's rules.
@@ -218,4 +244,10 @@ impl Sidecars {
 fn of_the_pod(wanted: &Settings, in_force: &Settings) -> Settings {
     let Settings { owner_groups, loopback_v4, .. } = in_force.clone();
     Settings { owner_groups, loopback_v4, ..wanted.clone() }
+}
+
+/// By which name and uid a record may have a pod.
+fn record_names(pod: &Object) -> [(String, String); 2] {
+    let name = pod.pod_ref().to_string();
+    [pod.runtime_uid(), ""].map(|uid| (name.clone(), uid.to_owned()))
 }

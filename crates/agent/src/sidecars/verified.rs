@@ -56,6 +56,7 @@ impl VerifiedMode for Sidecars {
         Box::pin(async move {
             self.look_again().await;
             self.sweep_records().await;
+            self.count_left().await;
         })
     }
 }

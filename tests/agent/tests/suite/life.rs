@@ -91,6 +91,7 @@ fn metrics_have_exactly_these_names_and_labels() {
         "istio_cni_ambient_leftover_pods{}",
         "istio_cni_api_server_failures_total{reason}",
         "istio_cni_api_server_up{}",
+        "istio_cni_capture_disabled_pods{mode}",
         "istio_cni_capture_enabled{}",
         "istio_cni_config_overwritten_total{component}",
         "istio_cni_contended_pods{}",

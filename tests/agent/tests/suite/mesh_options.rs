@@ -137,6 +137,12 @@ fn disabled_capture_lets_no_pod_in_and_none_out() {
     })
     .unwrap();
     assert_eq!(agent.metric("istio_cni_capture_enabled").unwrap(), 0.0);
+    eventually("the pod counts as one that is left as it is", PATIENCE, || {
+        let left = agent.metric("istio_cni_capture_disabled_pods{mode=\"ambient\"}")?;
+        ensure!(left == 1.0, "{left}");
+        Ok(())
+    })
+    .unwrap();
     let running = node.mesh.running("mesh", "running", &[]).unwrap();
     let labelled = node.mesh.running("default", "labelled", &[]).unwrap();
     node.mesh.node.api.set_pod(labelled.object(&[(MODE, "ambient")], true));

@@ -216,6 +216,15 @@ fn whether_and_how_often_pods_are_verified_is_followed_while_the_agent_runs() {
     .unwrap();
     assert_eq!(count(&agent, "verified", "mode=\"sidecar\""), 1.0);
     assert_eq!(agent.health("/readyz").unwrap().status, 200, "all of it is followed");
+
+    set("CAPTURE", "disabled");
+    eventually("the pod counts as one that is left as it is", PATIENCE, || {
+        let left = agent.metric("istio_cni_capture_disabled_pods{mode=\"sidecar\"}")?;
+        ensure!(left == 1.0 && count(&agent, "expected", "mode=\"sidecar\"") == 0.0, "{left}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(agent.metric("istio_cni_pods_unexpected").unwrap(), 0.0);
 }
 
 #[test]
