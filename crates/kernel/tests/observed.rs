@@ -207,8 +207,14 @@ fn listen_as(ns: &TestNetns, port: u16, uid: u32, gid: u32) -> Listening {
 fn whoever_listens_on_a_port_of_the_proxy_is_found_by_its_process() {
     let (ns, plan) = (TestNetns::new().unwrap(), plan(Backend::Nftables));
     let (other, stranger) = (listen(&ns, 15006, 4711), listen(&ns, 8080, 1337));
+    // Of either family, at whichever address.
+    let more = ["[::]:15008", "[::1]:15053", "127.0.0.1:15001"];
+    let _more = ns.enter(|_| more.map(|address| std::net::TcpListener::bind(address).unwrap())).unwrap();
     let processes: HashMap<NetnsId, PodProcesses> = scan_processes(Path::new("/proc")).unwrap();
     let observed = observe(&ns, &plan, &processes[&id(&ns)]);
+    let mut ports: Vec<u16> = observed.listeners.iter().map(|listener| listener.port).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [8080, 15001, 15006, 15008, 15053]);
     let on = |port| observed.listeners.iter().find(|listener| listener.port == port).unwrap();
     assert_eq!((on(15006).uid, on(15006).pid), (4711, Some(other.0.id())), "{observed:?}");
     // Only ports of the proxy are asked about.

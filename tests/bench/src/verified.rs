@@ -29,6 +29,8 @@ const PODS: usize = 250;
 const AT_ONCE: usize = 50;
 /// How long a pod is new: the agent looks for conflicts at each full comparison.
 const NEW: Duration = Duration::from_secs(65);
+/// How long records, annotations and Events of pods are written after all are verified.
+const ENROLLING: Duration = Duration::from_secs(15);
 /// How long the agent is watched. It looks at each pod in every second of it, and compares in full in one of ten.
 const WATCHED: Duration = Duration::from_secs(10);
 /// How often pods are looked at by default, and those of the largest nodes.
@@ -142,8 +144,9 @@ fn verified(
     mesh.node.api.set_namespace(BULK, &[(MODE, "ambient")]);
     wait_for("all pods are verified", || Ok(agent.metric(VERIFIED)? as usize == PODS))
         .with_context(|| agent.log().text())?;
+    std::thread::sleep(ENROLLING);
     let scanning = looked_at(&agent)?;
-    std::thread::sleep(NEW.saturating_sub(WATCHED));
+    std::thread::sleep(NEW.saturating_sub(ENROLLING + WATCHED));
     let steady = looked_at(&agent)?;
     let resident = resident(&agent)?;
     then(&agent, Spent { floor, scanning, steady })?;
