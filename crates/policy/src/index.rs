@@ -201,6 +201,11 @@ impl PolicyIndex {
         self.pods.iter().map(|(name, pod)| (name, &pod.facts, &pod.classes))
     }
 
+    /// All policies, in the order of their names.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<PolicyTerms>> {
+        self.policies.values()
+    }
+
     /// A policy that is known.
     pub fn terms(&self, name: &PolicyName) -> Option<&Arc<PolicyTerms>> {
         self.policies.get(name)

@@ -8,6 +8,7 @@
 //! - [`guard`]: what isolates a pod while its rules are not there yet.
 //! - [`service_verdicts`]: what policies come to for addresses of Services.
 //! - [`compiled`]: what these rules do, without a kernel.
+//! - [`snapshot`]: what is kept of policies on disk.
 //! - [`cases`]: files of connections with their right verdicts.
 
 pub mod cases;
@@ -19,6 +20,7 @@ pub mod index;
 mod meaning;
 mod plain;
 mod services;
+pub mod snapshot;
 pub mod terms;
 #[cfg(test)]
 mod tests;

@@ -167,10 +167,27 @@ pub fn check_directory(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// It could not be written; the file says what it said before.
 pub fn replace(path: &Path, unfinished: &Path, content: &[u8]) -> io::Result<()> {
+    put(path, unfinished, content, false)
+}
+
+/// As [`replace`]; when this returns, a machine that loses its power has the new content.
+///
+/// # Errors
+/// As there, or it may be lost with the power.
+pub fn replace_synced(path: &Path, unfinished: &Path, content: &[u8]) -> io::Result<()> {
+    put(path, unfinished, content, true)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(dir)?.sync_all()
+}
+
+fn put(path: &Path, unfinished: &Path, content: &[u8], is_synced: bool) -> io::Result<()> {
     let write = || -> io::Result<()> {
         let mut options = OpenOptions::new();
         let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(unfinished)?;
         file.write_all(content)?;
+        if is_synced {
+            file.sync_all()?;
+        }
         drop(file);
         std::fs::rename(unfinished, path)
     };

@@ -61,6 +61,8 @@ fn a_file_is_replaced_by_a_whole_one_or_stays() {
     fs::write(&unfinished, "what a writer has left that was killed").unwrap();
     replace(&path, &unfinished, b"new").unwrap();
     assert_eq!(read(&path, Links::Refused, 100).unwrap(), b"new");
+    replace_synced(&path, &unfinished, b"newer").unwrap();
+    assert_eq!(read(&path, Links::Refused, 100).unwrap(), b"newer");
     assert!(!unfinished.exists());
     // Nothing can be put in the place of a directory.
     let other = dir.path().join("other");

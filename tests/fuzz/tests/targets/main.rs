@@ -7,5 +7,6 @@ mod conflist;
 mod foreign;
 mod json;
 mod manifests;
+mod policies;
 mod prev_result;
 mod zds;
