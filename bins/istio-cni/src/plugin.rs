@@ -11,6 +11,7 @@ use kernel::{Choice, Kernel};
 use leftover::{Mark, Watcher};
 use netns::Netns;
 use ruleset::Backend;
+use rundir::policy::PolicyOutcome;
 use rundir::{OperationReport, Outcome};
 use telemetry::{Level, Logger};
 
@@ -117,6 +118,7 @@ impl<'a> IstioCni<'a> {
             phases: self.progress.phases(),
             backend_missing: self.progress.is_backend_missing(),
             error,
+            policy: PolicyOutcome::Off,
         };
         report::send(conf, report, log);
     }

@@ -25,6 +25,8 @@ mod plugin_socket;
 mod pods;
 mod pods_report;
 mod policy;
+mod policy_file;
+mod policy_socket;
 mod ports;
 mod rights;
 mod run;

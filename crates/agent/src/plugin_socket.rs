@@ -10,8 +10,8 @@ use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
 use rundir::pods::RestoreRequest;
 use rundir::{
-    AgentStatus, CONFLICTS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, PODS_PATH, REPORT_PATH,
-    RESTORE_PATH, SOCKET_NAME, STATUS_PATH,
+    AgentStatus, CONFLICTS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, PODS_PATH, PREPARE_PATH,
+    RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH,
 };
 use serde::Serialize;
 use telemetry::Scope;
@@ -20,10 +20,11 @@ use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::pods_report::PodsReporter;
+use crate::policy_socket::PolicySocket;
 use crate::sidecars::Sidecars;
 use crate::verification::PodVerifier;
 use metrics::Metrics;
-use serve::{Handler, ServedAnswer, text};
+use serve::{Descriptor, Handler, ServedAnswer, text};
 
 /// Only root and the agent's own user may ask: facts are parts of objects that not everybody on the node may see.
 pub(crate) const MODE: u32 = 0o600;
@@ -41,12 +42,15 @@ pub(crate) struct PluginSocket {
     pub(crate) ambient: Arc<Ambient>,
     pub(crate) verifier: Arc<PodVerifier>,
     pub(crate) pods: PodsReporter,
+    pub(crate) policies: PolicySocket,
     pub(crate) log: Scope,
 }
 
 impl Handler for PluginSocket {
     const NAME: &'static str = SOCKET_NAME;
     const MAX_BODY: usize = MAX_REPORT;
+    /// The network namespace of a pod whose policies are to be put into force.
+    const TAKES_DESCRIPTORS: bool = true;
 
     async fn answer(&self, request: &Request<()>, body: Bytes) -> ServedAnswer {
         let uri = request.uri();
@@ -66,6 +70,10 @@ impl Handler for PluginSocket {
                 _ => self.pods.report(),
             }),
             (&Method::POST, None) if uri.path() == RESTORE_PATH => self.restore(&body).await,
+            (&Method::POST, None) if uri.path() == PREPARE_PATH => {
+                self.policies.prepare(&body, request.extensions().get::<Descriptor>().cloned()).await
+            }
+            (&Method::POST, None) if uri.path() == RELEASE_PATH => self.policies.release(&body).await,
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }
@@ -170,7 +178,7 @@ impl PluginSocket {
     }
 }
 
-fn answer(value: &impl Serialize) -> ServedAnswer {
+pub(crate) fn answer(value: &impl Serialize) -> ServedAnswer {
     match serde_json::to_vec(value) {
         Ok(body) => json(body),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

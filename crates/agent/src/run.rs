@@ -30,11 +30,12 @@ use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::pods_report::PodsReporter;
 use crate::policy::PodPointKeeper;
+use crate::policy_socket::{PolicyHandle, PolicySocket};
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::Sidecars;
 use crate::taint::NodeTaint;
 use crate::verification::PodVerifier;
-use crate::{config_dir, log_socket, observe, own_node, ports, shutdown};
+use crate::{config_dir, log_socket, observe, own_node, policy_file, ports, shutdown};
 pub(crate) use ending::ProcessEnd;
 use metrics::Metrics;
 use options::agent::{Flags, Options, without_newlines};
@@ -284,6 +285,12 @@ impl Agent {
         let host_root = &self.config.host_root;
         let backend = Arc::new(NodeBackend::new(self.health.clone(), self.log.clone(), host_root));
         tasks.spawn(backend.clone().live());
+        // None are enforced yet: what has them in memory takes this place.
+        let policies: Option<Arc<dyn PolicyHandle>> = None;
+        if let Some(policies) = &policies {
+            let log = self.journal.scope("policies");
+            tasks.spawn(policy_file::live(self.config.state_dir.clone(), policies.clone(), log));
+        }
         let plugins = PluginSocket {
             cluster: self.cluster.clone(),
             metrics: self.metrics.clone(),
@@ -297,6 +304,7 @@ impl Agent {
                 sidecars: self.sidecars.clone(),
                 verifier: self.verifier.clone(),
             },
+            policies: PolicySocket(policies),
             log: self.log.clone(),
         };
         tasks.spawn(self.clone().socket(plugin_socket::MODE, HealthPart::PluginSocket, plugins));

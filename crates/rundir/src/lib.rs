@@ -4,7 +4,9 @@
 //! Over HTTP/1.1 on the unix socket [`SOCKET_NAME`]: `GET /v1/facts/<namespace>/<name>?uid=<uid>` is answered with [`facts::Facts`] or with 404
 //! and a text; `POST /v1/report` takes a [`OperationReport`]; `GET /v1/status` is answered with [`AgentStatus`]; `GET /v1/pods` with
 //! [`pods::PodsReport`], with `?fresh=1` after a full look at each pod; `POST /v1/restore` takes a [`pods::RestoreRequest`] and is answered with
-//! [`pods::RestoreReport`]; `GET /v1/conflicts` is answered with [`pods::ConflictsReport`].
+//! [`pods::RestoreReport`]; `GET /v1/conflicts` is answered with [`pods::ConflictsReport`]; `POST /v1/policy/prepare` takes a
+//! [`policy::PrepareRequest`], with the pod's network namespace as a descriptor, and is answered with [`policy::PrepareAnswer`] when the pod may
+//! start; `POST /v1/policy/release` takes a [`policy::ReleaseRequest`] and is answered when the addresses may be given to others.
 
 pub mod note;
 mod wire;
@@ -12,8 +14,8 @@ mod wire;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use wire::pods;
 pub use wire::{AgentStatus, AmbientOptions, Holder, OperationReport, Outcome, Phases};
+pub use wire::{pods, policy};
 
 /// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
 pub const SOCKET_NAME: &str = "agent.sock";
@@ -36,6 +38,10 @@ pub const STATUS_PATH: &str = "/v1/status";
 pub const PODS_PATH: &str = "/v1/pods";
 /// Path of [`pods::RestoreRequest`] on the socket.
 pub const RESTORE_PATH: &str = "/v1/restore";
+/// Path of [`policy::PrepareRequest`] on the socket.
+pub const PREPARE_PATH: &str = "/v1/policy/prepare";
+/// Path of [`policy::ReleaseRequest`] on the socket.
+pub const RELEASE_PATH: &str = "/v1/policy/release";
 /// Path of [`pods::ConflictsReport`] on the socket.
 pub const CONFLICTS_PATH: &str = "/v1/conflicts";
 
@@ -59,6 +65,11 @@ pub const LOCKS_NAME: &str = "namespaces.lock";
 pub const APPLIED_DIR: &str = "applied";
 /// Directory of notes where the sandboxes of manifests' pods are, in the run directory.
 pub const SANDBOXES_DIR: &str = "sandboxes";
+/// Directory of notes where the sandboxes of pods are that policies may select, in the run directory.
+pub const POLICED_DIR: &str = "policed";
+/// File in the state directory: what is known of policies, for an ADD without the agent and for the next agent. It outlives the run directory, or
+/// isolation would end with that.
+pub const POLICIES_NAME: &str = "policies.snapshot";
 /// Folder of settings as they were before the agent changed them.
 pub const SETTINGS_DIR: &str = "settings";
 /// File of the agent's own in the state directory: which start of the machine it last ran in.

@@ -1,11 +1,14 @@
 //! What the plugin and `cnictl` hear of the agent, and the agent of them. Members may be added; readers skip what they do not know.
 
 pub mod pods;
+pub mod policy;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use facts::PodRef;
 use serde::{Deserialize, Serialize};
+
+use policy::PolicyOutcome;
 
 /// One operation of the plugin, told at its end.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -37,6 +40,9 @@ pub struct OperationReport {
     /// The error, or for a pod that started uncaptured or incompletely captured the reason, or for one that is captured by rules that others
     /// shadow what does so; empty otherwise.
     pub error: String,
+    /// What was done about policies.
+    #[serde(skip_serializing_if = "PolicyOutcome::is_off")]
+    pub policy: PolicyOutcome,
 }
 
 impl OperationReport {

@@ -1,0 +1,69 @@
+//! The snapshot of policies in the state directory: written when something changed, not more often than it is worth, and read at the start.
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use policy::snapshot::{MAX_SNAPSHOT, PolicySnapshot};
+use telemetry::Scope;
+use tokio::time::Instant;
+use trusted::Links;
+
+use crate::policy_socket::PolicyHandle;
+
+/// The least time between two snapshots. An ADD without the agent goes by one that is so old at most, or as old as the agent's absence.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// Has the task of policies begin with what an earlier agent kept, and keeps what it knows from then on.
+pub(crate) async fn live(state_dir: PathBuf, policies: Arc<dyn PolicyHandle>, log: Scope) {
+    let path = state_dir.join(rundir::POLICIES_NAME);
+    match read(&path) {
+        Ok(Some(kept)) => policies.begin_with(kept),
+        Ok(None) => {}
+        Err(why) => log.warn(
+            "what an earlier agent knew of policies is not used; it is written anew",
+            &[("path", &path.display()), ("error", &why)],
+        ),
+    }
+    let (mut changes, mut written): (_, Option<Vec<u8>>) = (policies.changes(), None);
+    changes.mark_changed();
+    // It ends with the task of policies.
+    while changes.changed().await.is_ok() {
+        let next = Instant::now() + PAUSE;
+        let Some(snapshot) = policies.snapshot() else { continue };
+        let bytes = snapshot.to_bytes();
+        if written.as_ref() != Some(&bytes) {
+            let (content, to) = (bytes.clone(), path.clone());
+            match tokio::task::spawn_blocking(move || write(&to, &content)).await {
+                Ok(Ok(())) => {
+                    log.settled(&[("path", &path.display())]);
+                    written = Some(bytes);
+                }
+                Ok(Err(error)) => {
+                    let text = "the snapshot of policies is not written: an ADD without the agent goes by an older one or none; free space in the state \
+                                directory, or set STATE_DIR";
+                    log.error(text, &[("path", &path.display()), ("error", &error)]);
+                    changes.mark_changed();
+                }
+                Err(_) => return,
+            }
+        }
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+/// Nothing where there is none.
+fn read(path: &Path) -> Result<Option<PolicySnapshot>, String> {
+    match trusted::read(path, Links::Refused, MAX_SNAPSHOT) {
+        Ok(bytes) => PolicySnapshot::from_bytes(&bytes).map(Some).map_err(|error| error.to_string()),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    trusted::replace_synced(path, &path.with_extension("unfinished"), content)
+}

@@ -1,0 +1,47 @@
+use rundir::policy::PrepareAnswer;
+use telemetry::{Journal, Levels};
+
+use super::*;
+use crate::policy_socket::tests::FakePolicies;
+
+fn snapshot(node: &str) -> PolicySnapshot {
+    PolicySnapshot { node: vec![node.parse().unwrap()], ..PolicySnapshot::default() }
+}
+
+fn log() -> Scope {
+    Journal::new(Levels::default(), false, std::io::sink()).unwrap().scope("test")
+}
+
+async fn settle() {
+    // Longer than a write takes; time passes only when nothing else is to be done.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_written_when_something_changed_and_not_more_often_than_it_is_worth() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(rundir::POLICIES_NAME);
+    let policies = FakePolicies::new(Duration::ZERO, Ok(PrepareAnswer::default()));
+    let task = tokio::spawn(live(dir.path().to_owned(), policies.clone(), log()));
+    settle().await;
+    assert!(!path.exists() && policies.begun.lock().unwrap().is_none());
+    let know = |node| {
+        *policies.snapshot.lock().unwrap() = Some(snapshot(node));
+        policies.known.send_modify(|number| *number += 1);
+    };
+    know("10.0.0.1");
+    settle().await;
+    assert_eq!(read(&path), Ok(Some(snapshot("10.0.0.1"))));
+    know("10.0.0.2");
+    tokio::time::sleep(PAUSE - Duration::from_secs(1)).await;
+    assert_eq!(read(&path), Ok(Some(snapshot("10.0.0.1"))));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(read(&path), Ok(Some(snapshot("10.0.0.2"))));
+    task.abort();
+
+    let next = FakePolicies::new(Duration::ZERO, Ok(PrepareAnswer::default()));
+    let task = tokio::spawn(live(dir.path().to_owned(), next.clone(), log()));
+    settle().await;
+    assert_eq!(*next.begun.lock().unwrap(), Some(snapshot("10.0.0.2")));
+    task.abort();
+}

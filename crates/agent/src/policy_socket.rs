@@ -1,0 +1,99 @@
+//! What plugins ask about the policies of a pod that starts or ends, and who answers.
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use policy::snapshot::PolicySnapshot;
+use rundir::policy::{PrepareAnswer, PrepareRequest, ReleaseRequest};
+use serde::de::DeserializeOwned;
+use serve::{Descriptor, ServedAnswer, text};
+use tokio::sync::watch;
+
+use crate::plugin_socket::answer;
+
+/// How long the task of policies may take for a pod. A plugin waits a second, and leaves the pod isolated where it hears nothing.
+const LIMIT: Duration = Duration::from_millis(900);
+
+/// What the task of policies does for others. It answers from memory and writes what differs.
+pub(crate) trait PolicyHandle: Send + Sync + 'static {
+    /// Puts the policies of a pod into force that is about to start; `netns` is its network namespace. What is there of another pod with one of its
+    /// addresses is replaced first. An answer that says so is given only when the kernel has it. An error says why nothing is known yet.
+    fn prepare(
+        &self,
+        request: PrepareRequest,
+        netns: Option<Arc<OwnedFd>>,
+    ) -> PolicyFuture<Result<PrepareAnswer, String>>;
+
+    /// Takes away what there is of pods that are gone and of their addresses.
+    fn release(&self, request: ReleaseRequest) -> PolicyFuture<Result<(), String>>;
+
+    /// What an earlier agent kept, which counts until the API server has told more. Called once, before all others, if there is anything.
+    fn begin_with(&self, kept: PolicySnapshot);
+
+    /// Another number after each change of what [`Self::snapshot`] gives.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// What is known now; nothing before the lists are complete.
+    fn snapshot(&self) -> Option<PolicySnapshot>;
+}
+
+/// What the task of policies comes to later.
+pub(crate) type PolicyFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Answers plugins; nothing where policies are not enforced.
+pub(crate) struct PolicySocket(pub(crate) Option<Arc<dyn PolicyHandle>>);
+
+impl PolicySocket {
+    /// A pod is about to start. An agent that enforces no policies says that none isolates it.
+    pub(crate) async fn prepare(&self, body: &[u8], netns: Option<Descriptor>) -> ServedAnswer {
+        let request = match read(body) {
+            Ok(request) => request,
+            Err(refusal) => return refusal,
+        };
+        match &self.0 {
+            None => answer(&PrepareAnswer { in_force: true, ..PrepareAnswer::default() }),
+            Some(policies) => {
+                let netns = netns.map(|Descriptor(descriptor)| descriptor);
+                match in_time(policies.prepare(request, netns)).await {
+                    Ok(prepared) => answer(&prepared),
+                    Err(refusal) => refusal,
+                }
+            }
+        }
+    }
+
+    /// Pods are gone.
+    pub(crate) async fn release(&self, body: &[u8]) -> ServedAnswer {
+        let request = match read(body) {
+            Ok(request) => request,
+            Err(refusal) => return refusal,
+        };
+        let Some(policies) = &self.0 else { return text(StatusCode::OK, "") };
+        match in_time(policies.release(request)).await {
+            Ok(()) => text(StatusCode::OK, ""),
+            Err(refusal) => refusal,
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ServedAnswer> {
+    serde_json::from_slice(body).map_err(|error| text(StatusCode::BAD_REQUEST, format!("{error}\n")))
+}
+
+/// The work goes on where it takes too long or the plugin hangs up: half of it would be worse.
+async fn in_time<T: Send + 'static>(work: PolicyFuture<Result<T, String>>) -> Result<T, ServedAnswer> {
+    let unavailable = |why: &str| text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+    match tokio::time::timeout(LIMIT, tokio::spawn(work)).await {
+        Ok(Ok(Ok(done))) => Ok(done),
+        Ok(Ok(Err(why))) => Err(unavailable(&why)),
+        Ok(Err(_)) => Err(unavailable("the task of policies ended without an answer; see the agent's log")),
+        Err(_) => Err(unavailable("the policies of this node are not in force yet; it takes too long")),
+    }
+}
