@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use facts::networkpolicy::Isolation;
 use ruleset::Backend;
 use telemetry::Logger;
 
@@ -64,6 +65,17 @@ pub(crate) enum OperationFailure {
     HostNetns {
         /// CNI_NETNS.
         path: String,
+    },
+    /// Policies isolate the pod, and nothing puts them into force.
+    #[error(
+        "policies isolate the pod ({isolation}), and the node agent has not put them into force: {why}; check that the istio-cni-node pod of this node runs; \
+         POLICY_UNPREPARED=closed starts such pods isolated instead"
+    )]
+    Unprepared {
+        /// The directions in which they do.
+        isolation: Isolation,
+        /// What the agent said, or that there is none.
+        why: String,
     },
     /// The namespace has no address.
     #[error(transparent)]

@@ -18,6 +18,7 @@ use telemetry::Logger;
 use crate::failure::OperationFailure;
 use crate::handover::Announcement;
 use crate::plugin::SharedBackends;
+use crate::policies::PodPolicies;
 use crate::progress::{EndedPhase, Progress};
 use crate::sources::{FoundPod, Sources, run_dir};
 use crate::{check, groups, plugin};
@@ -39,6 +40,7 @@ pub(crate) struct Job {
     pub(crate) container: String,
     /// CNI_IFNAME.
     pub(crate) ifname: String,
+    pub(crate) policies: PodPolicies,
 }
 
 /// What came of an ADD.
@@ -86,6 +88,7 @@ impl Job {
             result,
             container,
             ifname,
+            policies: PodPolicies::default(),
         })
     }
 
@@ -102,6 +105,7 @@ impl Job {
         let settings = match target.way {
             Way::Sidecar(settings) => settings,
             Way::Ambient { abandoned } => {
+                self.ensure_guard(&target.netns)?;
                 let added = self.hand_over(&target.netns, abandoned)?;
                 self.note_sandbox();
                 return Ok(added);
@@ -149,7 +153,7 @@ impl Job {
         }
     }
 
-    fn origin(&self, netns: NetnsId) -> applied::Origin {
+    pub(crate) fn origin(&self, netns: NetnsId) -> applied::Origin {
         applied::Origin {
             netns,
             pod: self.id.to_string(),
@@ -178,6 +182,7 @@ impl Job {
         }
         let sources = Sources::new(&self.conf, &self.log, &self.progress);
         let FoundPod { mut pod, abandoned } = sources.pod(&self.id)?;
+        self.note_labels(&pod);
         // A wrong variable concerns the pods that it is for; the others start.
         let node = node_settings();
         let decision = self.decide(&sources, &mut pod, node.as_ref().unwrap_or(&NodeSettings::default()))?;
@@ -265,15 +270,27 @@ impl Job {
     /// Loads the rules and keeps a record of them.
     fn apply(&self, inside: &Inside, settings: &Settings) -> Result<Applied, OperationFailure> {
         let ipv6 = ipv6(inside, settings)?;
-        let plan = |backend| capture::plan(settings, PlanTarget { backend, ipv6 });
+        let guard = self.guard();
+        let plan = |backend| {
+            let mut plan = capture::plan(settings, PlanTarget { backend, ipv6 });
+            if !guard.is_none() {
+                plan.layers.insert(0, self.guard_layer(guard, backend));
+            }
+            plan
+        };
         let choice = plugin::choice(&self.conf);
-        let (applied, plan) =
+        let (applied, mut plan) =
             self.kernel().apply_and_keep(inside, choice, plan).map_err(|cause| match choice {
                 Choice::Only(backend) if cause.is_backend_missing() => {
                     OperationFailure::OnlyBackend { backend, cause }
                 }
                 _ => cause.into(),
             })?;
+        if !guard.is_none() {
+            self.policies.guarded(guard, plan.backend);
+            // It goes again; the record is of what stays.
+            plan.layers.remove(0);
+        }
         let target = PlanTarget { backend: plan.backend, ipv6 };
         let inputs = PlanInputs { settings: settings.clone(), target };
         self.record(inside, &plan, &inputs, applied.rules);

@@ -9,6 +9,7 @@ mod groups;
 mod handover;
 mod job;
 mod plugin;
+mod policies;
 mod progress;
 mod report;
 mod sources;

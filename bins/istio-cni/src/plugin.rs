@@ -11,7 +11,6 @@ use kernel::{Choice, Kernel};
 use leftover::{Mark, Watcher};
 use netns::Netns;
 use ruleset::Backend;
-use rundir::policy::PolicyOutcome;
 use rundir::{OperationReport, Outcome};
 use telemetry::{Level, Logger};
 
@@ -19,10 +18,10 @@ use crate::check::{self, CheckVerdict};
 use crate::failure::OperationFailure;
 use crate::job::{Added, Job};
 use crate::progress::Progress;
-use crate::report;
 use crate::sources::run_dir;
 use crate::status::StatusLook;
 use crate::within::{Unfinished, within};
+use crate::{policies, report};
 
 /// How long one program of iptables may take for a CHECK, which only looks.
 const CHECK_PROGRAM_TIMEOUT: Duration = Duration::from_secs(2);
@@ -81,12 +80,29 @@ impl<'a> IstioCni<'a> {
 
     /// What came of the pod, within the time of `add_timeout`, under the failure policy.
     fn add_pod(&self, job: Job, log: &Logger) -> (Outcome, Option<OperationFailure>) {
+        let job = Arc::new(job);
+        let captured = self.capture_pod(&job, log);
+        if captured.0 == Outcome::Failed || !job.conf.policy_enforcement {
+            return captured;
+        }
+        let policed = in_time(&job, Job::police);
+        self.log_warnings(log);
+        match policed {
+            Ok(policy) => {
+                self.progress.set_policy(policy);
+                captured
+            }
+            Err(failure) => (Outcome::Failed, Some(failure)),
+        }
+    }
+
+    fn capture_pod(&self, job: &Arc<Job>, log: &Logger) -> (Outcome, Option<OperationFailure>) {
         if job.is_disabled() {
             log.warn("pod starts without capture: the configuration says capture: disabled", &[]);
             return (Outcome::Disabled, None);
         }
         let policy = job.conf.failure_policy;
-        let done = add_in_time(job);
+        let done = in_time(job, Job::add);
         self.log_warnings(log);
         match (done, policy) {
             (Ok(Added::Captured), _) => (Outcome::Captured, None),
@@ -118,7 +134,7 @@ impl<'a> IstioCni<'a> {
             phases: self.progress.phases(),
             backend_missing: self.progress.is_backend_missing(),
             error,
-            policy: PolicyOutcome::Off,
+            policy: self.progress.policy(),
         };
         report::send(conf, report, log);
     }
@@ -129,6 +145,15 @@ impl<'a> IstioCni<'a> {
         let result = format!("{}-{}-{}", request.network, request.container_id, request.ifname);
         if let Err(error) = self.watcher.start(&cache, &result) {
             log.warn(&format!("the program stays after this DEL: cannot wait for its end: {error}"), &[]);
+        }
+    }
+
+    /// What policies have of the pod goes before its addresses do.
+    fn release(&self, request: &Request, conf: &PluginConf, log: &Logger) {
+        let Some(run_dir) = run_dir(conf).filter(|_| conf.policy_enforcement) else { return };
+        match applied::policed::take(run_dir, &request.container_id, &request.ifname) {
+            Ok(gone) => policies::release(conf, gone.into_iter().collect(), log),
+            Err(error) => log.warn(&error.to_string(), &[]),
         }
     }
 
@@ -209,6 +234,7 @@ impl Plugin for IstioCni<'_> {
             self.end_left_over(mark, request, &log);
         }
         if let Some(conf) = conf {
+            self.release(request, &conf, &log);
             let key = RecordKey::Attachment { container: &request.container_id, interface: &request.ifname };
             let removed = run_dir(&conf).map(|run_dir| {
                 let sandbox = applied::sandbox::remove(run_dir, &request.container_id, &request.ifname);
@@ -288,6 +314,10 @@ impl Plugin for IstioCni<'_> {
         let (Some(run_dir), count) = (run_dir(&conf), valid.len()) else { return Ok(()) };
         let names = valid.iter().map(|valid| (&*valid.container_id, &*valid.ifname));
         let sandboxes = applied::sandbox::keep(run_dir, names.clone());
+        match applied::policed::keep(run_dir, names.clone()) {
+            Ok(gone) => policies::release(&conf, gone, self.log),
+            Err(error) => self.log.warn(&error.to_string(), &[]),
+        }
         match applied::keep_attachments(run_dir, names)
             .and_then(|removed| sandboxes.map(|more| removed + more))
         {
@@ -301,10 +331,14 @@ impl Plugin for IstioCni<'_> {
     }
 }
 
-/// The pod's setup, in the time of `add_timeout`.
-fn add_in_time(job: Job) -> Result<Added, OperationFailure> {
+/// A part of the pod's setup, in the time of `add_timeout`.
+fn in_time<T: Send + 'static>(
+    job: &Arc<Job>,
+    work: fn(&Job) -> Result<T, OperationFailure>,
+) -> Result<T, OperationFailure> {
     let (progress, limit) = (job.progress.clone(), job.conf.add_timeout);
-    within("add", limit, move || job.add()).unwrap_or_else(|unfinished| {
+    let job = job.clone();
+    within("add", limit, move || work(&job)).unwrap_or_else(|unfinished| {
         Err(match unfinished {
             Unfinished::Thread(error) => OperationFailure::Thread(error),
             Unfinished::Late => {

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rundir::Phases;
+use rundir::policy::PolicyOutcome;
 
 /// Shared by the thread that works and the one that watches the time.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ struct State {
     gaps: String,
     assumed: &'static str,
     backend_missing: bool,
+    policy: PolicyOutcome,
 }
 
 /// A phase that has ended.
@@ -45,6 +47,7 @@ impl Progress {
             gaps: String::new(),
             assumed: "",
             backend_missing: false,
+            policy: PolicyOutcome::Off,
         }))
     }
 
@@ -82,6 +85,15 @@ impl Progress {
 
     pub(crate) fn is_backend_missing(&self) -> bool {
         self.state().backend_missing
+    }
+
+    /// Notes what was done about policies.
+    pub(crate) fn set_policy(&self, policy: PolicyOutcome) {
+        self.state().policy = policy;
+    }
+
+    pub(crate) fn policy(&self) -> PolicyOutcome {
+        self.state().policy
     }
 
     /// Notes why not all traffic of the pod is captured although its rules are there.

@@ -34,7 +34,7 @@ const POLL: Duration = Duration::from_millis(100);
 const AGENT: &str = "agent";
 const API: &str = "api";
 const LAST_KNOWN: &str = "last-known";
-const ANNOTATIONS: &str = "annotations";
+pub(crate) const ANNOTATIONS: &str = "annotations";
 const MANIFESTS: &str = "manifests";
 
 /// The sources of one call.
@@ -343,7 +343,7 @@ pub(crate) fn run_dir(conf: &PluginConf) -> Option<&Path> {
 }
 
 /// A plugin's working directory is not its own, so a relative path is not used.
-fn absolute(dir: &Path) -> Option<&Path> {
+pub(crate) fn absolute(dir: &Path) -> Option<&Path> {
     Some(dir).filter(|dir| dir.is_absolute())
 }
 

@@ -8,9 +8,10 @@
 //! Beside the rules is what their plan was made from, as text of whoever planned (`capture::PlanInputs`): an agent that comes later has the
 //! plan in force from it.
 //!
-//! [`sandbox`] has the same head without rules: where the pods of manifests are. [`settings`], too: what was changed beside rules.
+//! [`sandbox`] and [`policed`] have the same head without rules: where the pods of manifests are, and those that policies may select. [`settings`], too: what was changed beside rules.
 
 mod attachment;
+pub mod policed;
 pub mod sandbox;
 pub mod settings;
 

@@ -30,12 +30,12 @@ pub struct Sandbox {
 /// # Errors
 /// It is not written.
 pub fn write(run_dir: &Path, container: &str, interface: &str, sandbox: &Sandbox) -> Result<(), Error> {
+    write_in(&run_dir.join(rundir::SANDBOXES_DIR), container, interface, sandbox)
+}
+
+pub(super) fn write_in(dir: &Path, container: &str, interface: &str, sandbox: &Sandbox) -> Result<(), Error> {
     let bytes = [head(&sandbox.origin).as_bytes(), sandbox.path.as_os_str().as_bytes()].concat();
-    replace(
-        &run_dir.join(rundir::SANDBOXES_DIR),
-        &name_of(RecordKey::Attachment { container, interface })?,
-        &bytes,
-    )
+    replace(dir, &name_of(RecordKey::Attachment { container, interface })?, &bytes)
 }
 
 /// Removes the file of an attachment. One that is not there is success.
@@ -71,13 +71,17 @@ pub fn of_pod(run_dir: &Path, pod: &str) -> Result<Vec<Sandbox>, Error> {
 /// # Errors
 /// As there.
 pub fn all(run_dir: &Path) -> Result<Vec<Sandbox>, Error> {
-    let files = list(&run_dir.join(rundir::SANDBOXES_DIR))?.into_iter().take(MAX_FILES);
+    all_in(&run_dir.join(rundir::SANDBOXES_DIR))
+}
+
+pub(super) fn all_in(dir: &Path) -> Result<Vec<Sandbox>, Error> {
+    let files = list(dir)?.into_iter().take(MAX_FILES);
     let mut found: Vec<(SystemTime, Sandbox)> = files.filter_map(|path| read(&path)).collect();
     found.sort_by(|(a, _), (b, _)| b.cmp(a));
     Ok(found.into_iter().map(|(_, sandbox)| sandbox).collect())
 }
 
-fn read(path: &Path) -> Option<(SystemTime, Sandbox)> {
+pub(super) fn read(path: &Path) -> Option<(SystemTime, Sandbox)> {
     // Not whole yet.
     if path.file_name()?.as_bytes().starts_with(b".") {
         return None;

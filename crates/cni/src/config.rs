@@ -65,6 +65,10 @@ pub struct PluginConf {
     pub failure_policy: FailurePolicy,
     /// `capture`: false is the kill switch, with which no pod is captured.
     pub capture: bool,
+    /// `policy_enforcement`: NetworkPolicies are enforced on this node.
+    pub policy_enforcement: bool,
+    /// `policy_unprepared`: what becomes of a pod that a policy selects and whose policies no agent puts into force.
+    pub policy_unprepared: UnpreparedPod,
     /// `strict_status`: STATUS succeeds only where a pod could be captured now, not wherever one may ever be.
     pub strict_status: bool,
     /// `kernel_network_runtime_classes`: names of runtime classes whose pods use the kernel's network stack, whatever sandbox their names
@@ -83,6 +87,18 @@ pub enum FailurePolicy {
     #[default]
     Closed,
     /// The pod starts without capture, and is reported.
+    Open,
+}
+
+/// What becomes of a pod that a policy selects and whose policies no agent puts into force.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum UnpreparedPod {
+    /// It starts isolated, until an agent does so.
+    #[default]
+    Closed,
+    /// ADD fails, and the runtime tries again.
+    Fail,
+    /// It starts without them, and is reported.
     Open,
 }
 
@@ -140,6 +156,16 @@ impl PluginConf {
                 &[("closed", FailurePolicy::Closed), ("open", FailurePolicy::Open)],
             )?,
             capture: one_of(&root, "capture", &[("enabled", true), ("disabled", false)])?,
+            policy_enforcement: one_of(&root, "policy_enforcement", &[("off", false), ("on", true)])?,
+            policy_unprepared: one_of(
+                &root,
+                "policy_unprepared",
+                &[
+                    ("closed", UnpreparedPod::Closed),
+                    ("fail", UnpreparedPod::Fail),
+                    ("open", UnpreparedPod::Open),
+                ],
+            )?,
             strict_status: root.bool_or_false("strict_status")?,
             kernel_network_runtime_classes: root.texts("kernel_network_runtime_classes")?,
             pod_source: PodSourceConfig::decode_in(&root)?,

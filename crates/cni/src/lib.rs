@@ -40,7 +40,7 @@ pub mod result;
 pub mod version;
 
 pub use args::Args;
-pub use config::{FailurePolicy, PluginConf, PodSourceConfig};
+pub use config::{FailurePolicy, PluginConf, PodSourceConfig, UnpreparedPod};
 pub use dispatch::{Identity, Invocation, NetnsRelation, Plugin, PluginExit, Request, dispatch};
 pub use env::Verb;
 pub use error::{Error, code};

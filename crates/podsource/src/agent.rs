@@ -1,16 +1,20 @@
 //! Pods from the node agent: over its socket, or from the last facts that it left on disk.
 
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use capture::Pod;
 use facts::{Facts, PodRef};
-use http1::Deadline;
+use http1::unix::Passing;
+use http1::{Connection, Deadline};
 use rundir::pods::{ConflictsReport, MAX_PODS_BYTES, PodsReport, RestoreReport, RestoreRequest};
+use rundir::policy::{PrepareAnswer, PrepareRequest, ReleaseRequest};
 use rundir::{
-    AgentStatus, CONFLICTS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME,
-    STATUS_PATH, facts_file,
+    AgentStatus, CONFLICTS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, PREPARE_PATH, RELEASE_PATH, REPORT_PATH,
+    RESTORE_PATH, SOCKET_NAME, STATUS_PATH, facts_file,
 };
 use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
@@ -61,6 +65,47 @@ impl AgentSource {
         let body = serde_json::to_vec(report).map_err(|e| failed(Cause::NotThePod(e.to_string())))?;
         let answer = self.exchange("POST", REPORT_PATH, Some(&body), MAX_ANSWER, limit).map_err(failed)?;
         if (200..300).contains(&answer.status) { Ok(()) } else { Err(failed(refusal(&answer))) }
+    }
+
+    /// Has it put the policies of a pod into force that is about to start; `netns` is the pod's network namespace.
+    ///
+    /// # Errors
+    /// The agent is not there, is another user's, or has not done so within `limit`.
+    pub fn prepare(
+        &self,
+        request: &PrepareRequest,
+        netns: BorrowedFd<'_>,
+        limit: Duration,
+    ) -> Result<PrepareAnswer, Error> {
+        let failed =
+            |cause| Error::new("have the node agent put the pod's policies into force", self.origin(), cause);
+        let unwritten = |e: serde_json::Error| failed(Cause::NotThePod(e.to_string()));
+        let mut body = serde_json::to_vec(request).map_err(unwritten)?;
+        if body.len() > rundir::MAX_REPORT {
+            // The agent knows so many labels by itself, or not at all.
+            let request = PrepareRequest { labels: None, ..request.clone() };
+            body = serde_json::to_vec(&request).map_err(unwritten)?;
+        }
+        let deadline = Deadline::within(limit);
+        let mut connection = Passing::new(self.connect(deadline).map_err(failed)?, netns);
+        let request = self.request("POST", PREPARE_PATH, Some(&body));
+        let answer = http1::exchange(&mut connection, &request, None, MAX_STATUS, deadline);
+        let answer = answer.map_err(|error| failed(error.into()))?;
+        if answer.status != 200 {
+            return Err(failed(status(&answer)));
+        }
+        json::from_slice(&answer.body).map_err(|misfit| failed(Cause::NotThePod(misfit.reason)))
+    }
+
+    /// Tells it of pods that are gone; what policies had of them is gone when this returns.
+    ///
+    /// # Errors
+    /// The agent is not there, is another user's, or has not done so within `limit`.
+    pub fn release(&self, request: &ReleaseRequest, limit: Duration) -> Result<(), Error> {
+        let failed = |cause| Error::new("tell the node agent of pods that are gone", self.origin(), cause);
+        let body = serde_json::to_vec(request).map_err(|e| failed(Cause::NotThePod(e.to_string())))?;
+        let answer = self.exchange("POST", RELEASE_PATH, Some(&body), MAX_ANSWER, limit).map_err(failed)?;
+        if answer.status == 200 { Ok(()) } else { Err(failed(status(&answer))) }
     }
 
     /// How the agent is.
@@ -125,16 +170,25 @@ impl AgentSource {
         limit: Duration,
     ) -> Result<http1::Response, Cause> {
         let deadline = Deadline::within(limit);
-        let mut connection = http1::unix::connect(&self.socket, deadline).map_err(Cause::NoAgent)?;
+        let mut connection = self.connect(deadline)?;
+        let request = self.request(method, path, body);
+        Ok(http1::exchange(&mut connection, &request, None, max, deadline)?)
+    }
+
+    fn connect(&self, deadline: Deadline) -> Result<Connection<UnixStream>, Cause> {
+        let connection = http1::unix::connect(&self.socket, deadline).map_err(Cause::NoAgent)?;
         let peer = http1::unix::peer_uid(&connection).map_err(Cause::NoAgent)?;
-        // Facts decide over capture, so no other user may give them.
+        // Facts decide over capture, and answers over policies, so no other user may give them.
         if peer != 0 && peer != geteuid().as_raw() {
             return Err(Cause::ForeignAgent { uid: peer });
         }
+        Ok(connection)
+    }
+
+    fn request(&self, method: &str, path: &str, body: Option<&[u8]>) -> Vec<u8> {
         let mut headers = vec![("User-Agent", self.user_agent.as_str())];
         headers.extend(body.map(|_| ("Content-Type", "application/json")));
-        let request = http1::request(method, "unix", path, &headers, body);
-        Ok(http1::exchange(&mut connection, &request, None, max, deadline)?)
+        http1::request(method, "unix", path, &headers, body)
     }
 
     fn origin(&self) -> String {

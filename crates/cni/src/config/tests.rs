@@ -24,6 +24,8 @@ fn empty() -> PluginConf {
         add_timeout: Duration::from_secs(60),
         failure_policy: FailurePolicy::Closed,
         capture: true,
+        policy_enforcement: false,
+        policy_unprepared: UnpreparedPod::Closed,
         strict_status: false,
         kernel_network_runtime_classes: Vec::new(),
         pod_source: PodSourceConfig::Kubernetes,
@@ -42,6 +44,7 @@ fn absent_null_and_unknown_keys_give_the_defaults() {
         "cni_agent_run_dir":null,"state_dir":null,"ambient_enabled":null,"enablement_selectors":null,"exclude_namespaces":null,
         "pod_namespace":null,"native_nftables":null,"enable_ambient_detection_retry":null,"facts_timeout":null,
         "pod_source":null,"add_timeout":null,"failure_policy":null,"capture":null,"strict_status":null,
+        "policy_enforcement":null,"policy_unprepared":null,
         "kernel_network_runtime_classes":null,"runtimeConfig":null,"log_level":7,"kubernetes":[],"args":{}}"#;
     assert_eq!(decode(nulls).unwrap(), empty());
 }
@@ -58,7 +61,7 @@ fn every_key_is_read() {
         "exclude_namespaces":["kube-system","istio-system"],"pod_namespace":"istio-system","agent_pod_prefix":"mesh-agent-","native_nftables":false,
         "enable_ambient_detection_retry":true,"facts_timeout":"1m30s","pod_source":{"manifests":"/pods"},
         "add_timeout":"20s","failure_policy":"open","capture":"disabled","kernel_network_runtime_classes":["kata-host"],
-        "strict_status":true,"runtimeConfig":{"portMappings":[],"io.kubernetes.cri.pod-annotations":{"a/b":"c","n":null}}}"#,
+        "policy_enforcement":"on","policy_unprepared":"fail","strict_status":true,"runtimeConfig":{"portMappings":[],"io.kubernetes.cri.pod-annotations":{"a/b":"c","n":null}}}"#,
     );
     let selector = LabelSelector {
         match_labels: map(&[("a", "b".to_owned())]),
@@ -90,6 +93,8 @@ fn every_key_is_read() {
         add_timeout: Duration::from_secs(20),
         failure_policy: FailurePolicy::Open,
         capture: false,
+        policy_enforcement: true,
+        policy_unprepared: UnpreparedPod::Fail,
         strict_status: true,
         kernel_network_runtime_classes: vec!["kata-host".into()],
         pod_source: PodSourceConfig::Manifests("/pods".into()),

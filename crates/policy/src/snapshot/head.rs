@@ -1,5 +1,6 @@
 //! The head: whom policies select, and where the own node is.
 
+use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::net::IpAddr;
 
@@ -14,8 +15,8 @@ use crate::terms::{DirectionTerms, PolicyName, PolicyTerms, Section, TrafficDire
 pub struct SubjectPod<'a> {
     /// Its namespace.
     pub namespace: &'a str,
-    /// Gives the value of one of its labels; absent where these are not known: then a policy of its namespace counts as if it selected it.
-    pub label: Option<&'a dyn Fn(&str) -> Option<&'a str>>,
+    /// Its labels; absent where they are not known: then a policy of its namespace counts as if it selected the pod.
+    pub labels: Option<&'a BTreeMap<String, String>>,
 }
 
 /// What a snapshot says of a pod.
@@ -71,8 +72,11 @@ fn isolated_by(
     }
     let policy = read_named(name, words)?;
     let label_of_namespace = namespace.map(|labels| |key: &str| labels.get(key));
-    let selects = match pod.label {
-        Some(label) => policy.subjects.selects(pod.namespace, label_of_namespace, label),
+    let selects = match pod.labels {
+        Some(labels) => {
+            let label = |key: &str| labels.get(key).map(String::as_str);
+            policy.subjects.selects(pod.namespace, label_of_namespace, label)
+        }
         None => {
             let mut anywhere = policy.subjects.clone();
             anywhere.labels = facts::Selector::default();

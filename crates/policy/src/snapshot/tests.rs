@@ -51,14 +51,14 @@ proptest! {
                 let of_np = |policy: &crate::PolicyName| policy.section == crate::Section::NetworkPolicy;
                 class.iter().any(|class| class.policies.iter().any(of_np))
             };
-            let label = |key: &str| pod.facts.labels.get(key);
-            let known = SubjectPod { namespace: &pod.namespace, label: Some(&label) };
+            let labels = pod.facts.labels.to_map();
+            let known = SubjectPod { namespace: &pod.namespace, labels: Some(&labels) };
             let found = find_isolation(&*bytes, &known).unwrap();
             let expected = (is_isolated(&classes.ingress), is_isolated(&classes.egress));
             prop_assert_eq!((found.isolation.ingress, found.isolation.egress), expected);
             prop_assert_eq!(&found.node, &kept.node);
             // Without its labels it is isolated by no fewer.
-            let unknown = SubjectPod { namespace: &pod.namespace, label: None };
+            let unknown = SubjectPod { namespace: &pod.namespace, labels: None };
             let without = find_isolation(&*bytes, &unknown).unwrap().isolation;
             prop_assert_eq!(without, without.or(found.isolation));
         }
@@ -86,7 +86,7 @@ fn names_from_manifests_end_no_word_and_no_line() {
 #[test]
 fn what_is_no_snapshot_says_why() {
     let read = |text: &str| PolicySnapshot::from_bytes(text.as_bytes()).unwrap_err();
-    let none = SubjectPod { namespace: "x", label: None };
+    let none = SubjectPod { namespace: "x", labels: None };
     for text in ["", "istio-cni policies 1", "istio-cni policies 2\nend 1\n"] {
         assert_eq!(read(text), SnapshotError::Version, "{text:?}");
     }

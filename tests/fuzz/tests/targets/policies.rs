@@ -1,5 +1,7 @@
 //! What is kept of policies on disk, as the plugin and the agent read it.
 
+use std::collections::BTreeMap;
+
 use fuzz::{Outcome, Target, of_text};
 use policy::snapshot::{PolicySnapshot, SubjectPod, find_isolation};
 use proptest::prelude::*;
@@ -90,11 +92,9 @@ fn generate() -> BoxedStrategy<Vec<u8>> {
 
 /// What is read is written so that the same is read; and the plugin, which reads the head only, understands that of each snapshot that the agent does.
 fn run(input: &[u8]) -> Outcome {
-    fn label(key: &str) -> Option<&'static str> {
-        (key == "a").then_some("b")
-    }
-    let heads = [None, Some(&label as &dyn Fn(&str) -> Option<&'static str>)]
-        .map(|label| find_isolation(input, &SubjectPod { namespace: "x", label }));
+    let labels = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+    let heads =
+        [None, Some(&labels)].map(|labels| find_isolation(input, &SubjectPod { namespace: "x", labels }));
     let head = match &heads[1] {
         Ok(found) => format!("{} {}", found.isolation, found.node.len().min(3)),
         Err(error) => error.to_string(),

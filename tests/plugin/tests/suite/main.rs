@@ -7,6 +7,7 @@ mod facts;
 mod identity;
 mod input;
 mod kills;
+mod policies;
 mod record;
 mod rules;
 mod shadow;
