@@ -82,7 +82,8 @@ impl Scene {
         let send = |ips: &[IpAddr]| {
             for ip in ips {
                 let any: IpAddr = if ip.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-                UdpSocket::bind((any, 0)).unwrap().send_to(b"x", (*ip, PORT)).unwrap();
+                // What is dropped on its way out is an error here.
+                let _ = UdpSocket::bind((any, 0)).unwrap().send_to(b"x", (*ip, PORT));
             }
         };
         self.pod.enter(|_| send(outward)).unwrap();
@@ -346,4 +347,30 @@ fn whatever_becomes_of_the_agent_no_packet_passes_that_policies_deny() {
     let (answer, passes) = scene.start();
     succeeded(&answer, &["isolated (ingress and egress)"]);
     assert_eq!((passes, scene.from_node()), ([false, false], Some(PORT)));
+}
+
+/// In ambient mode, too, the pod is isolated before it is handed over, and what probes go by still comes in.
+#[test]
+fn a_pod_is_guarded_before_it_comes_into_the_mesh() {
+    let mut scene = Scene::new(true, &[("app", "web"), ("istio.io/dataplane-mode", "ambient")], false);
+    scene.node.conf["ambient_enabled"] = json!(true);
+    let selector = json!({"podSelector": {"matchLabels": {"istio.io/dataplane-mode": "ambient"}}});
+    scene.node.conf["enablement_selectors"] = json!([selector]);
+    let events = UnixListener::bind(scene.node.run_dir().join("pluginevent.sock")).unwrap();
+    std::thread::scope(|scope| {
+        let scene = &scene;
+        let taken = scope.spawn(move || {
+            let (mut stream, _) = events.accept().unwrap();
+            drop(request(&mut stream));
+            let guarded = scene.is_guarded();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+            guarded
+        });
+        let (answer, passes) = scene.start();
+        succeeded(&answer, &["the node agent has taken it"]);
+        assert!(taken.join().unwrap() && passes == [false, false], "{answer:#?}");
+        let probe = Flow::from(scene.pod.peer()).source((IpAddr::from([169, 254, 7, 127]), 0).into());
+        let probed = probe.patience(PATIENCE).tcp(SocketAddr::new(scene.pod.ips()[0], PORT)).unwrap();
+        assert_eq!(probed.port(), Some(PORT));
+    });
 }
