@@ -218,6 +218,12 @@ pub(crate) fn plugin_entry(options: &Options, env: Lookup<'_>) -> Result<PluginE
     if let Some(prefix) = agent_pod_prefix(env) {
         extra.insert("agent_pod_prefix".to_owned(), prefix.into());
     }
+    if options.text(Setting::PolicyEnforcement) == "on" {
+        extra.insert("policy_enforcement".to_owned(), "on".into());
+        let unprepared = options.text(Setting::PolicyUnprepared);
+        extra.insert("policy_unprepared".to_owned(), unprepared.into());
+        checked("policy-unprepared", unprepared, &extra)?;
+    }
     if options.on(Setting::StrictStatus) {
         extra.insert("strict_status".to_owned(), true.into());
     }

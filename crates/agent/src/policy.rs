@@ -1,5 +1,6 @@
 //! What the enforcement of policies needs of this agent.
 
+mod answers;
 mod node_point;
 mod pod_point;
 
@@ -10,8 +11,10 @@ use kernel::Change;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::health::{Health, HealthPart};
+use crate::policy_socket::PolicyHandle;
 use crate::run::Agent;
 
+use answers::PolicyAnswers;
 pub(crate) use node_point::{NodePoint, node_settings};
 pub(crate) use pod_point::{PodPointKeeper, PodPointParts, PodPolicyPoint};
 
@@ -37,6 +40,12 @@ impl Agent {
                 tasks.spawn(async move { agent.leave_policies().await })
             }
         }
+    }
+
+    /// Who answers plugins about policies, where they are enforced.
+    pub(crate) fn policy_answers(&self) -> Option<Arc<dyn PolicyHandle>> {
+        let (policies, cluster) = (self.policies.clone()?, self.cluster.clone());
+        Some(Arc::new(PolicyAnswers { policies, cluster, config: self.config.ambient.clone() }))
     }
 
     /// Removes what enforces policies on this node: they are not enforced any more, or the agent goes for good.

@@ -33,7 +33,7 @@ pub(crate) async fn live(state_dir: PathBuf, policies: Arc<dyn PolicyHandle>, lo
     // It ends with the task of policies.
     while changes.changed().await.is_ok() {
         let next = Instant::now() + PAUSE;
-        let Some(snapshot) = policies.snapshot() else { continue };
+        let Some(snapshot) = policies.snapshot().await else { continue };
         let bytes = snapshot.to_bytes();
         if written.as_ref() != Some(&bytes) {
             let (content, to) = (bytes.clone(), path.clone());

@@ -41,7 +41,7 @@ pub(crate) trait PolicyHandle: Send + Sync + 'static {
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// What is known now; nothing before the lists are complete.
-    fn snapshot(&self) -> Option<PolicySnapshot>;
+    fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>>;
 }
 
 /// What the task of policies comes to later.

@@ -30,7 +30,7 @@ use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::pods_report::PodsReporter;
 use crate::policy::PodPointKeeper;
-use crate::policy_socket::{PolicyHandle, PolicySocket};
+use crate::policy_socket::PolicySocket;
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::Sidecars;
 use crate::taint::NodeTaint;
@@ -285,8 +285,7 @@ impl Agent {
         let host_root = &self.config.host_root;
         let backend = Arc::new(NodeBackend::new(self.health.clone(), self.log.clone(), host_root));
         tasks.spawn(backend.clone().live());
-        // None are enforced yet: what has them in memory takes this place.
-        let policies: Option<Arc<dyn PolicyHandle>> = None;
+        let policies = self.policy_answers();
         if let Some(policies) = &policies {
             let log = self.journal.scope("policies");
             tasks.spawn(policy_file::live(self.config.state_dir.clone(), policies.clone(), log));

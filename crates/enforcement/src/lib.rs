@@ -18,6 +18,7 @@ use std::time::Duration;
 use cluster::kind::NetworkPolicies;
 use cluster::{Cluster, ObjectSelection, Objects, Peers, Shared, Wanted};
 use facts::{NetworkPolicy, PodRef};
+use policy::snapshot::PolicySnapshot;
 use telemetry::Scope;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
@@ -92,6 +93,7 @@ pub struct Policies {
     parts: Arc<PolicyParts>,
     sources: Arc<PolicySources>,
     requests: mpsc::Sender<Request>,
+    turns: Arc<watch::Sender<u64>>,
     /// Taken by the task.
     asked: Arc<Mutex<Option<mpsc::Receiver<Request>>>>,
 }
@@ -107,7 +109,8 @@ struct Turn {
 /// What plugins ask.
 enum Request {
     Prepare(PodToPrepare, oneshot::Sender<Result<PreparedPod, NotPrepared>>),
-    Release(PodRef),
+    Release(PodRef, oneshot::Sender<()>),
+    Snapshot(oneshot::Sender<Option<PolicySnapshot>>),
 }
 
 // === impl PolicyWatches ===
@@ -136,7 +139,8 @@ impl Policies {
         let sources = PolicySources { policies, peers, cluster: parts.cluster.clone(), interest, inbox };
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let asked = Arc::new(Mutex::new(Some(requests)));
-        Self { parts: Arc::new(parts), sources: Arc::new(sources), requests: sender, asked }
+        let turns = Arc::default();
+        Self { parts: Arc::new(parts), sources: Arc::new(sources), requests: sender, turns, asked }
     }
 
     /// A pod is about to start. When this is answered its rules are in force, and its neighbours on this node know its addresses.
@@ -150,10 +154,24 @@ impl Policies {
         answered.await.map_err(|_| NotPrepared::Ended)?
     }
 
-    /// The addresses of a pod are released. Another one may have them at once.
+    /// The addresses of a pod are released. Another one may have them as soon as this is done.
     pub async fn released(&self, pod: PodRef) {
+        let (answer, answered) = oneshot::channel();
         // There is nobody to tell any more.
-        let _ = self.requests.send(Request::Release(pod)).await;
+        let _ = self.requests.send(Request::Release(pod, answer)).await;
+        let _ = answered.await;
+    }
+
+    /// What is known now, for the disk, without the own node's addresses; nothing before all lists are complete.
+    pub async fn snapshot(&self) -> Option<PolicySnapshot> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::Snapshot(answer)).await.ok()?;
+        answered.await.ok()?
+    }
+
+    /// Another number after each turn, in which something may have changed. It ends with the task.
+    pub fn turns(&self) -> watch::Receiver<u64> {
+        self.turns.subscribe()
     }
 
     /// Labels of namespaces have changed.
@@ -202,6 +220,8 @@ impl Policies {
             if turn.look.is_some() {
                 looked = Instant::now();
             }
+            // Who writes snapshots would ask without end.
+            let is_question = matches!(turn.request, Some(Request::Snapshot(_)));
             let work = tokio::task::spawn_blocking(move || {
                 let done = state.act(turn);
                 (state, done)
@@ -215,6 +235,9 @@ impl Policies {
             failures = if done.is_ok() { 0 } else { failures + 1 };
             retry = done.is_err().then(|| Instant::now() + RETRY.pause(failures));
             self.tell(&state, done);
+            if !is_question {
+                self.turns.send_modify(|number| *number += 1);
+            }
         }
     }
 
@@ -250,7 +273,11 @@ impl PolicyState {
                 // Who asked may have gone meanwhile.
                 let _ = answer.send(self.prepare(&starting));
             }
-            Some(Request::Release(pod)) => self.release(&pod),
+            Some(Request::Release(pod, answer)) => {
+                self.release(&pod);
+                let _ = answer.send(());
+            }
+            Some(Request::Snapshot(answer)) => drop(answer.send(self.snapshot())),
         }
         done
     }

@@ -1,6 +1,6 @@
 //! Turns what watches and plugins tell into effects, and gives these to where policies are enforced.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,6 +8,7 @@ use cluster::news::ObjectKey;
 use cluster::{Cluster, Objects, Peers, Shared};
 use facts::{LabelSet, NetworkPolicy, PodRef};
 use policy::index::{LocalFacts, LocalName, PodClasses, PolicyEffect, PolicyIndex};
+use policy::snapshot::PolicySnapshot;
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
 use tokio::sync::watch;
 
@@ -153,6 +154,16 @@ impl PolicyState {
         if self.stage == FollowStage::Follows {
             self.pod(&key_of(pod), &touched);
         }
+    }
+
+    /// What is known, for the disk. Nothing before the lists are complete: what is on the disk says more then.
+    pub(super) fn snapshot(&self) -> Option<PolicySnapshot> {
+        if self.stage == FollowStage::Lists {
+            return None;
+        }
+        let index = self.sources.cluster.index();
+        let namespaces = index.namespaces().map(|(name, namespace)| (name.into(), namespace.labels.clone()));
+        Some(PolicySnapshot::of(&self.index, Vec::new(), namespaces.collect(), BTreeMap::new()))
     }
 
     /// Forgets pods that never came to be: nobody has known them twice in a row.

@@ -43,7 +43,7 @@ const END: &str = "end";
 /// What is known of policies, their namespaces and their peers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PolicySnapshot {
-    /// Addresses of the own node.
+    /// Addresses of the own node, those of its bridges among them: kubelet's probes come from there.
     pub node: Vec<IpAddr>,
     /// Labels of the namespaces whose objects are known.
     pub namespaces: BTreeMap<Box<str>, LabelSet>,

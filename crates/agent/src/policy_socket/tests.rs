@@ -55,8 +55,9 @@ impl PolicyHandle for FakePolicies {
         self.known.subscribe()
     }
 
-    fn snapshot(&self) -> Option<PolicySnapshot> {
-        self.snapshot.lock().unwrap().clone()
+    fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>> {
+        let snapshot = self.snapshot.lock().unwrap().clone();
+        Box::pin(async { snapshot })
     }
 }
 

@@ -45,7 +45,7 @@ pub struct PrepareAnswer {
     pub ingress_class: String,
     /// The class of what leaves it.
     pub egress_class: String,
-    /// Addresses of the own node, for a guard that has to stay.
+    /// Addresses of the own node, for a guard that has to stay; those of its bridges among them, from where kubelet's probes come.
     pub node: Vec<IpAddr>,
 }
 

@@ -1,0 +1,118 @@
+//! Plugins ask about pods that start and end, and what is known is kept on disk: both by the task of policies.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use cluster::Cluster;
+use enforcement::{EnforcementPoint, PodToPrepare, Policies, PreparedPod};
+use facts::networkpolicy::Isolation;
+use facts::{LabelSet, PodRef};
+use policy::Section;
+use policy::index::PolicyClass;
+use policy::snapshot::PolicySnapshot;
+use rundir::policy::{EnforcedAt, PrepareAnswer, PrepareRequest, ReleaseRequest};
+use tokio::sync::watch;
+
+use crate::ambient::{AmbientConfig, open_host};
+use crate::policy_socket::{PolicyFuture, PolicyHandle};
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct PolicyAnswers {
+    pub(crate) policies: Policies,
+    pub(crate) cluster: Cluster,
+    /// Says where the node's network namespace is.
+    pub(crate) config: AmbientConfig,
+}
+
+// === impl PolicyAnswers ===
+
+impl PolicyHandle for PolicyAnswers {
+    fn prepare(
+        &self,
+        request: PrepareRequest,
+        _netns: Option<Arc<OwnedFd>>,
+    ) -> PolicyFuture<Result<PrepareAnswer, String>> {
+        let own = self.clone();
+        Box::pin(async move {
+            let PrepareRequest { uid, namespace, name, labels, addresses, .. } = request;
+            let pod = PodRef { uid, ..PodRef::named(namespace, name) };
+            let labels = labels.map(|labels| LabelSet::from(&labels)).or_else(|| own.labels(&pod));
+            let Some(labels) = labels else { return Err(format!("the labels of pod {pod} are not known")) };
+            let starting = PodToPrepare { pod, labels, addresses };
+            let prepared = own.policies.prepare(starting).await.map_err(|error| fault::chain(&error))?;
+            let node = own.node_addresses().await;
+            Ok(answer(&prepared, node))
+        })
+    }
+
+    fn release(&self, request: ReleaseRequest) -> PolicyFuture<Result<(), String>> {
+        let policies = self.policies.clone();
+        Box::pin(async move {
+            for pod in request.pods {
+                policies.released(PodRef { uid: pod.uid, ..PodRef::named(pod.namespace, pod.name) }).await;
+            }
+            Ok(())
+        })
+    }
+
+    /// What is in the kernel stays until everything is listed; what else a snapshot has is not needed yet.
+    fn begin_with(&self, _: PolicySnapshot) {}
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.policies.turns()
+    }
+
+    fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>> {
+        let own = self.clone();
+        Box::pin(async move {
+            let known = own.policies.snapshot().await?;
+            Some(PolicySnapshot { node: own.node_addresses().await, ..known })
+        })
+    }
+}
+
+impl PolicyAnswers {
+    /// What the own node sends from: all addresses of its interfaces. Nothing where they cannot be had.
+    async fn node_addresses(&self) -> Vec<IpAddr> {
+        let config = self.config.clone();
+        let look = move || -> Option<Vec<IpAddr>> {
+            let host = open_host(&config).ok()?;
+            host.enter(|inside| kernel::route::link_addresses(inside.inside())).ok()?.ok()
+        };
+        tokio::task::spawn_blocking(look).await.ok().flatten().unwrap_or_default()
+    }
+
+    /// As the API server told them, of the same pod.
+    fn labels(&self, pod: &PodRef) -> Option<LabelSet> {
+        let facts = self.cluster.index().facts(&pod.namespace, &pod.name)?;
+        facts.pod.check(pod).ok()?;
+        let labels = facts.pod.metadata.as_ref()?.labels.as_ref();
+        Some(labels.map(LabelSet::from).unwrap_or_default())
+    }
+}
+
+fn answer(prepared: &PreparedPod, node: Vec<IpAddr>) -> PrepareAnswer {
+    let isolates = |class: &Option<Arc<PolicyClass>>| {
+        let mut policies = class.iter().flat_map(|class| &class.policies);
+        policies.any(|policy| policy.section == Section::NetworkPolicy)
+    };
+    let named = |class: &Option<Arc<PolicyClass>>| {
+        let policies = class.iter().flat_map(|class| &class.policies).map(ToString::to_string);
+        policies.collect::<Vec<_>>().join(", ")
+    };
+    let classes = &prepared.classes;
+    PrepareAnswer {
+        isolation: Isolation { ingress: isolates(&classes.ingress), egress: isolates(&classes.egress) },
+        // What enforces policies in pods' own namespaces is not built yet: they stay guarded.
+        in_force: prepared.point == EnforcementPoint::Node,
+        point: match prepared.point {
+            EnforcementPoint::Node => EnforcedAt::Node,
+            EnforcementPoint::Pod => EnforcedAt::Pod,
+        },
+        ingress_class: named(&classes.ingress),
+        egress_class: named(&classes.egress),
+        node,
+    }
+}
