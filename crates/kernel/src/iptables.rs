@@ -303,7 +303,10 @@ impl RuleStore for Iptables {
     }
 
     fn exists_over(&self, kept: &mut KeptSockets, layers: &[Ruleset]) -> Result<Option<bool>, crate::Error> {
-        let mut legacy = false;
+        let mut legacy = FAMILIES.into_iter().any(|family| kept.has_legacy(family));
+        if kept.is_nft_as_before() {
+            return Ok((!legacy || kept.is_legacy_as_before()).then_some(false));
+        }
         for (family, present) in FAMILIES.into_iter().zip(Present::over(kept)?) {
             if may_hold_ours(layers, family, &present, Variant::Nft) {
                 return Ok(Some(true));

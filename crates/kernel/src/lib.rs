@@ -11,6 +11,7 @@ mod difference;
 mod fuzz;
 mod ipset;
 pub mod iptables;
+mod keyed;
 pub mod kubelet;
 mod netlink;
 pub mod nft;

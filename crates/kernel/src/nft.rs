@@ -10,6 +10,7 @@
 //! are, and made anew, in the same transaction. Only a set that is of another type than planned goes, with its elements.
 
 mod batch;
+mod content;
 mod error;
 mod expected;
 mod expr;
@@ -95,6 +96,9 @@ impl RuleStore for Nftables {
         kept: &mut KeptSockets,
         layers: &[Ruleset],
     ) -> Result<Option<Vec<Difference>>, crate::Error> {
+        if kept.answers_as_before(layers)? {
+            return Ok(Some(Vec::new()));
+        }
         Ok(Some(observe_over(kept.netfilter(), layers)?))
     }
 
@@ -174,6 +178,15 @@ fn observe_over(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<Vec<Di
         all.extend(differences(socket, layer, &mut found)?);
     }
     Ok(all)
+}
+
+/// All that the kernel answers to a comparison with the layers, and to a look for rules of iptables, as one number; absent where it is too much, or there
+/// is no nf_tables.
+pub(crate) fn content_hash(socket: &mut NetlinkSocket, layers: &[Ruleset]) -> Result<Option<u64>, Error> {
+    match content::hash(socket, layers).map_err(|e| question("list the rules of nf_tables", e)) {
+        Err(e) if e.is_unsupported() => Ok(None),
+        other => other,
+    }
 }
 
 /// Does it over a socket of the namespace. `which` says which layers are made anew.

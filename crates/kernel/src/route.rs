@@ -191,37 +191,41 @@ fn delete(step: &Routing, which: impl Fn(u32) -> bool) -> Result<bool, Error> {
 /// # Errors
 /// The kernel could not be asked.
 pub fn addresses(inside: &Inside) -> Result<Vec<IpAddr>, Error> {
-    list_addresses(inside, |_| true)
+    Ok(every_address(inside)?.into_iter().map(|address| address.ip).collect())
 }
 
 /// The same without those of `lo`: addresses by which others reach the namespace.
 ///
 /// # Errors
 /// As there.
-pub fn link_addresses(inside: &Inside) -> Result<Vec<IpAddr>, Error> {
-    list_addresses(inside, |interface| interface != message::LOOPBACK)
+pub fn link_addresses(_: &Inside) -> Result<Vec<IpAddr>, Error> {
+    link_addresses_over(&mut NetlinkSocket::open(None).map_err(no_addresses)?)
 }
 
-fn list_addresses(inside: &Inside, counts: impl Fn(u32) -> bool) -> Result<Vec<IpAddr>, Error> {
-    let found = every_address(inside)?.into_iter().filter(|address| counts(address.interface));
-    Ok(found.map(|address| address.ip).collect())
+/// The same over a socket of the namespace.
+pub(crate) fn link_addresses_over(socket: &mut NetlinkSocket) -> Result<Vec<IpAddr>, Error> {
+    let mut found = every_address_over(socket)?;
+    found.retain(|address| address.interface != message::LOOPBACK);
+    Ok(found.into_iter().map(|address| address.ip).collect())
 }
 
 pub(crate) fn every_address(_: &Inside) -> Result<Vec<ListedAddress>, Error> {
-    let failed = |source| unlisted("list the addresses of the namespace", source);
-    every_address_over(&mut NetlinkSocket::open(None).map_err(failed)?)
+    every_address_over(&mut NetlinkSocket::open(None).map_err(no_addresses)?)
 }
 
 pub(crate) fn every_address_over(socket: &mut NetlinkSocket) -> Result<Vec<ListedAddress>, Error> {
-    let failed = |source| unlisted("list the addresses of the namespace", source);
     let mut found = Vec::new();
     socket
         .dump_most(&message::list_addresses(message::AF_UNSPEC), (MOST, "addresses"), |part| match part {
             None => found.clear(),
             Some(part) => found.extend(message::address(part)),
         })
-        .map_err(failed)?;
+        .map_err(no_addresses)?;
     Ok(found)
+}
+
+fn no_addresses(source: netlink::Error) -> Error {
+    unlisted("list the addresses of the namespace", source)
 }
 
 fn is_missing(socket: &mut NetlinkSocket, step: &Routing) -> Result<bool, Error> {

@@ -12,11 +12,12 @@ mod probe;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use netns::{Inside, Netns};
-use ruleset::{Family, Plan};
+use ruleset::{Backend, Family, Plan, Ruleset};
 
 use events::LastTransaction;
 pub use events::{Noticed, RulesetCommit};
@@ -69,6 +70,9 @@ pub struct KeptSockets {
     /// What there was when the last check began, and when that one began which found everything as planned.
     seen: Option<Fingerprint>,
     equal: Option<Fingerprint>,
+    /// All that nf_tables answered when everything was as planned, as one number, and whether it answers the same in this check.
+    answers: Option<u64>,
+    same_answers: bool,
     /// What the last check compared with. That everything was as planned says nothing about another plan.
     plan: Option<Arc<Plan>>,
 }
@@ -107,12 +111,28 @@ impl KeptSockets {
     /// # Errors
     /// The namespace cannot be entered, the kernel lacks a protocol, or no descriptor is left.
     pub fn open(netns: &Arc<Netns>) -> Result<Self, Error> {
-        let (netfilter, route) = netns.enter(|inside| {
-            let failed = |source| Error::Netlink { operation: "hear events", source };
-            let netfilter = events::open_netfilter(inside).map_err(failed)?;
-            Ok::<_, Error>((netfilter, events::open_route(inside).map_err(failed)?))
-        })??;
-        Ok(Self { netns: netns.clone(), netfilter, route, legacy: None, seen: None, equal: None, plan: None })
+        netns.enter(|inside| Self::open_inside(inside, netns))?
+    }
+
+    /// The same by somebody who is inside of it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_inside(inside: &Inside, netns: &Arc<Netns>) -> Result<Self, Error> {
+        let failed = |source| Error::Netlink { operation: "hear events", source };
+        let netfilter = events::open_netfilter(inside).map_err(failed)?;
+        let route = events::open_route(inside).map_err(failed)?;
+        Ok(Self {
+            netns: netns.clone(),
+            netfilter,
+            route,
+            legacy: None,
+            seen: None,
+            equal: None,
+            answers: None,
+            same_answers: false,
+            plan: None,
+        })
     }
 
     /// To wait for: readable when something was committed, or the routing changed.
@@ -165,6 +185,22 @@ impl KeptSockets {
         }
     }
 
+    /// The rules with which everything was last found as planned.
+    #[must_use]
+    pub fn as_planned(&self) -> Option<&Fingerprint> {
+        self.equal.as_ref()
+    }
+
+    /// As [`route::link_addresses`], of the namespace in which the sockets are.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn link_addresses(&mut self) -> Result<Vec<IpAddr>, route::Error> {
+        let addresses = route::link_addresses_over(&mut self.route);
+        self.route.rest();
+        addresses
+    }
+
     pub(crate) fn netfilter(&mut self) -> &mut NetlinkSocket {
         &mut self.netfilter
     }
@@ -185,22 +221,49 @@ impl KeptSockets {
         self.seen.is_some() && legacy(&self.seen) == legacy(&self.equal)
     }
 
+    /// Whether nf_tables answers what it answered when everything was as planned. All of it is read.
+    pub(crate) fn answers_as_before(&mut self, layers: &[Ruleset]) -> Result<bool, crate::nft::Error> {
+        if let Some(answers) = self.answers {
+            self.same_answers = crate::nft::content_hash(&mut self.netfilter, layers)? == Some(answers);
+        }
+        Ok(self.same_answers)
+    }
+
+    /// Whether that was so in this check.
+    pub(crate) fn is_nft_as_before(&self) -> bool {
+        self.same_answers
+    }
+
+    /// Notes what nf_tables answers where everything has just been found as planned, unless it has changed meanwhile.
+    fn note_answers(&mut self, plan: &Plan) -> Result<(), crate::Error> {
+        if plan.backend != Backend::Nftables || self.same_answers {
+            return Ok(());
+        }
+        self.answers = crate::nft::content_hash(&mut self.netfilter, &plan.layers)?;
+        let last = self.last_transaction()?;
+        if self.seen.as_ref().is_none_or(|seen| seen.last != last) {
+            self.answers = None;
+        }
+        Ok(())
+    }
+
     /// Notes the plan that is compared with, and forgets what was found of another one.
     fn compare_with(&mut self, plan: &Arc<Plan>) {
         if self.plan.as_ref() != Some(plan) {
-            self.equal = None;
+            (self.equal, self.answers) = (None, None);
             self.plan = Some(plan.clone());
         }
     }
 
     /// Notes what there is before it is compared: whatever changes meanwhile will be found to have changed.
-    fn look(&mut self) -> Result<(), Error> {
-        self.seen = None;
+    fn look(&mut self, inside: Option<&Inside>) -> Result<(), Error> {
+        (self.seen, self.same_answers) = (None, false);
         let last = self.last_transaction()?;
         let Self { netns, legacy, .. } = self;
-        let tables = match LegacyTables::may_exist() {
-            true => netns.enter(|inside| legacy_tables(inside, legacy))??,
-            false => LegacyTables::default(),
+        let tables = match inside {
+            _ if !LegacyTables::may_exist() => LegacyTables::default(),
+            Some(inside) => legacy_tables(inside, legacy)?,
+            None => netns.enter(|inside| legacy_tables(inside, legacy))??,
         };
         let legacy = legacy::content(self.legacy.as_ref(), tables)?;
         self.seen = Some(Fingerprint { last, legacy });
@@ -258,13 +321,39 @@ impl Kernel<'_> {
     /// # Errors
     /// The kernel could not be asked. The sockets are to be opened anew.
     pub fn check(&self, kept: &mut KeptSockets, plan: &Arc<Plan>) -> Result<Check, crate::Error> {
+        self.check_by(None, kept, plan)
+    }
+
+    /// The same by somebody who is inside of it, so that nobody has to enter to look which tables of iptables-legacy there are.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_inside(
+        &self,
+        inside: &Inside,
+        kept: &mut KeptSockets,
+        plan: &Arc<Plan>,
+    ) -> Result<Check, crate::Error> {
+        self.check_by(Some(inside), kept, plan)
+    }
+
+    fn check_by(
+        &self,
+        inside: Option<&Inside>,
+        kept: &mut KeptSockets,
+        plan: &Arc<Plan>,
+    ) -> Result<Check, crate::Error> {
         kept.compare_with(plan);
-        kept.look()?;
+        kept.look(inside)?;
         let check = self.compare(kept, plan);
+        let check = check.and_then(|check| {
+            if check == Check::Equal {
+                kept.note_answers(plan)?;
+                kept.equal();
+            }
+            Ok(check)
+        });
         kept.rest();
-        if matches!(check, Ok(Check::Equal)) {
-            kept.equal();
-        }
         check
     }
 

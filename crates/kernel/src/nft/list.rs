@@ -105,7 +105,7 @@ pub(super) fn tables(socket: &mut NetlinkSocket, family: u8) -> Result<Vec<Netli
 
 /// `filter` writes attributes that narrow the list; `take` gets the family and the attributes of each object until it has enough. Whether it
 /// got everything.
-fn dump(
+pub(super) fn dump(
     socket: &mut NetlinkSocket,
     family: u8,
     kind: u16,

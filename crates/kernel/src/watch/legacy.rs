@@ -3,11 +3,11 @@
 //! The kernel hands a table out as it has it, in one piece, with the counters of each rule; these are left out.
 
 use std::ffi::{c_int, c_void};
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use netns::Inside;
 use ruleset::Family;
@@ -61,7 +61,12 @@ struct EntryLayout {
 impl LegacyTables {
     /// Whether this kernel can have any. Its file is in every namespace or in none.
     pub(super) fn may_exist() -> bool {
-        crate::iptables::LEGACY_NAMES.iter().any(|path| Path::new(path).exists())
+        // What is there once goes with the kernel's module only, and no file is no table.
+        static EXISTS: AtomicBool = AtomicBool::new(false);
+        EXISTS.load(Ordering::Relaxed) || {
+            let exists = crate::iptables::LEGACY_NAMES.iter().any(|path| Path::new(path).exists());
+            EXISTS.fetch_or(exists, Ordering::Relaxed) || exists
+        }
     }
 
     pub(super) fn read(_: &Inside) -> Result<Self, Error> {
@@ -84,8 +89,7 @@ impl LegacyTables {
 
 /// What is in tables that there are. Without any, no socket is needed.
 pub(super) fn content(socket: Option<&LegacySocket>, tables: LegacyTables) -> Result<LegacyContent, Error> {
-    static KEYS: OnceLock<RandomState> = OnceLock::new();
-    let mut hasher = KEYS.get_or_init(RandomState::new).build_hasher();
+    let mut hasher = crate::keyed::hasher();
     for (family, table) in socket.iter().flat_map(|_| &tables.0) {
         table.hash(&mut hasher);
         let entries = socket.map(|socket| socket.entries(*family, table)).transpose();
