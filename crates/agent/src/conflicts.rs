@@ -79,6 +79,8 @@ pub(crate) struct ConflictLook<'a> {
     /// Whose it is; absent: the node's.
     pub(crate) pod: Option<&'a PodRef>,
     pub(crate) inside: &'a Inside,
+    /// What its rules were before anything is read, where the kernel told: what changes meanwhile is looked at again.
+    pub(crate) rules: Option<Fingerprint>,
     pub(crate) kernel: Kernel<'a>,
     pub(crate) plan: &'a Plan,
     /// On the node: addresses of pods whose probes its rules are for.
@@ -155,17 +157,16 @@ impl Conflicts {
     /// # Errors
     /// The namespace could not be read, or rules of ours not be put first. What was known before stays.
     pub(crate) fn look(&self, look: &ConflictLook<'_>) -> Result<usize, kernel::Error> {
-        // Before anything is read: what changes meanwhile is looked at again.
-        let rules = kernel::watch::fingerprint(look.inside).ok();
+        let rules = look.rules.as_ref();
         {
             let mut known = self.known();
             let namespace = known.entry(look.inside.id()).or_default();
-            if namespace.is_unchanged(look.pod, rules.as_ref(), look.probed, Instant::now()) {
+            if namespace.is_unchanged(look.pod, rules, look.probed, Instant::now()) {
                 return Ok(namespace.errors());
             }
         }
         let start = Instant::now();
-        let looked = self.find_and_resolve(look, rules);
+        let looked = self.find_and_resolve(look, rules.cloned());
         self.parts.metrics.conflict_scan(start.elapsed());
         match looked {
             Ok(looked) => Ok(self.note(look, looked)),

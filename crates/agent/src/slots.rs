@@ -28,6 +28,8 @@ const MOST: usize = 512;
 pub(crate) enum Task {
     /// Its rules are compared with the plan.
     Verify,
+    /// The same after they were put right.
+    Confirm,
     /// Rules of ours come, or are put right.
     Program,
     /// Rules of ours go.
@@ -73,6 +75,7 @@ pub(crate) struct Slots {
     taken: Mutex<HashMap<String, Slot>>,
     changed: Notify,
     looking: Semaphore,
+    confirming: Semaphore,
     working: Semaphore,
     told: OnceLock<Told>,
 }
@@ -96,7 +99,7 @@ struct Guard {
 impl std::fmt::Display for Task {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Verify => "the verification of its rules",
+            Self::Verify | Self::Confirm => "the verification of its rules",
             Self::Program => "the programming of its rules",
             Self::Clear => "the removal of its rules",
             Self::Connections => "the look at its connections",
@@ -125,6 +128,7 @@ impl Default for Slots {
             taken: Mutex::default(),
             changed: Notify::new(),
             looking: Semaphore::new(AT_ONCE),
+            confirming: Semaphore::new(1),
             working: Semaphore::new(AT_ONCE),
             told: OnceLock::new(),
         }
@@ -148,7 +152,12 @@ impl Slots {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, UnfinishedAct> {
         let guard = self.take(key, task).await?;
-        let class = if task == Task::Verify { &self.looking } else { &self.working };
+        let class = match task {
+            Task::Verify => &self.looking,
+            // Where much has to be put right, that comes first.
+            Task::Confirm => &self.confirming,
+            Task::Program | Task::Clear | Task::Connections | Task::Identify => &self.working,
+        };
         // Never closed.
         let permit = class.acquire().await.ok();
         let began = guard.begin();

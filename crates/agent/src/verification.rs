@@ -24,6 +24,7 @@ use std::time::SystemTime;
 
 use ::verification::{Culprit, DataPlaneMode, Drifted, VerificationState};
 use facts::PodRef;
+use kernel::watch::Fingerprint;
 use netns::{Inside, Netns};
 use ruleset::Plan;
 
@@ -49,8 +50,15 @@ pub(crate) trait VerifiedMode: Send + Sync {
     /// Whether work of this agent is under way in the pod's namespace, so that what changes there is ours.
     fn is_at_work(&self, uid: &str) -> bool;
 
-    /// Looks at what else it wants to know of a namespace that is as planned, inside of it.
-    fn inspect(&self, _pod: &PodRef, _inside: &Inside, _plan: &Plan) {}
+    /// Whether rules of another plan are going to be loaded, by what somebody has changed in the namespace, so that it is of no use to compare with this
+    /// one. It says so once.
+    fn is_superseded(&self, _pod: &PodRef, _inside: &Inside) -> bool {
+        false
+    }
+
+    /// Looks at what else it wants to know of a namespace that is as planned, inside of it. `rules` is what all its rules were then, where the kernel
+    /// tells.
+    fn inspect(&self, _pod: &PodRef, _inside: &Inside, _plan: &Arc<Plan>, _rules: Option<&Fingerprint>) {}
 
     /// A comparison has ended like this. It must not wait.
     fn compared(&self, pod: &PodRef, comparison: &Comparison);
@@ -114,6 +122,8 @@ pub(crate) enum Comparison {
     Differs(Vec<kernel::Difference>),
     /// The sandbox is gone, or its path leads to another namespace.
     Moved,
+    /// It was not compared: another plan's rules are going to be loaded.
+    Superseded,
     /// Nobody can tell.
     Failed { reason: ::verification::UnverifiableReason, text: String },
 }

@@ -257,7 +257,7 @@ fn keep_attachments_in<'a>(
 /// As [`keep_attachments`].
 pub fn keep_namespaces(
     run_dir: &Path,
-    valid: impl FnOnce() -> Option<Vec<NetnsId>>,
+    valid: impl FnOnce() -> Option<HashSet<NetnsId>>,
     stays: impl Fn(&RecordHead) -> bool,
 ) -> Result<usize, Error> {
     let dir = run_dir.join(rundir::APPLIED_DIR);

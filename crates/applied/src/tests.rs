@@ -38,8 +38,8 @@ fn what_is_written_is_read_and_removed() {
     assert!(read(&run, key("c2")).unwrap().is_some() && read(&run, namespace).unwrap().is_some());
     let none = |_: &RecordHead| false;
     assert_eq!(keep_namespaces(&run, || None, none).unwrap(), 0);
-    assert_eq!(keep_namespaces(&run, || Some(vec![NetnsId { dev: 4, ino: 9 }]), none).unwrap(), 0);
-    let other = || Some(vec![NetnsId { dev: 4, ino: 1 }]);
+    assert_eq!(keep_namespaces(&run, || Some(HashSet::from([NetnsId { dev: 4, ino: 9 }])), none).unwrap(), 0);
+    let other = || Some(HashSet::from([NetnsId { dev: 4, ino: 1 }]));
     assert_eq!(keep_namespaces(&run, other, |head| head.origin == origin(9) && !head.has_inputs).unwrap(), 0);
     assert_eq!(keep_namespaces(&run, other, none).unwrap(), 1);
     remove(&run, key("c2")).unwrap();
@@ -61,7 +61,7 @@ fn records_of_sidecars_are_told_from_those_of_ambient_mode() {
         origins_with_inputs(run).unwrap().iter().map(|origin| origin.netns.ino).collect();
     found.sort_unstable();
     assert_eq!(found, [1, 2]);
-    assert_eq!(keep_namespaces(run, || Some(Vec::new()), |head| head.has_inputs).unwrap(), 1);
+    assert_eq!(keep_namespaces(run, || Some(HashSet::new()), |head| head.has_inputs).unwrap(), 1);
     assert!(read(run, namespace(2)).unwrap().is_some() && read(run, namespace(3)).unwrap().is_none());
     assert!(read(run, key("c1")).unwrap().is_some());
 }

@@ -3,12 +3,14 @@
 //! A record is written with the rules, in the pod's turn, and removed before they go. It is evidence and nothing else: no step of
 //! a pod's way depends on it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use applied::{AppliedRecord, Origin, RecordKey};
+use kernel::watch::Fingerprint;
 use kernel::{Change, Kernel, Record, Shadows};
 use netns::{Inside, NetnsId};
 use ruleset::Plan;
@@ -21,6 +23,26 @@ pub(super) struct Evidence {
     run_dir: PathBuf,
     /// What shadows our rules in a namespace, as it was told last.
     shadowed: Mutex<HashMap<NetnsId, Vec<String>>>,
+    /// What the last look at a namespace was about that was complete.
+    known: Mutex<HashMap<NetnsId, KnownEvidence>>,
+}
+
+/// All that decides what a look at a namespace comes to.
+#[derive(Debug)]
+pub(super) struct ShadowsOf<'a> {
+    /// The rules of everybody there; absent where the kernel does not tell.
+    pub(super) rules: Option<&'a Fingerprint>,
+    pub(super) plan: &'a Arc<Plan>,
+    pub(super) subject: RecordSubject,
+}
+
+/// The same, kept, and when the record was written then.
+#[derive(Debug)]
+struct KnownEvidence {
+    rules: Fingerprint,
+    plan: Arc<Plan>,
+    subject: RecordSubject,
+    written: SystemTime,
 }
 
 /// What a namespace showed after its rules were programmed.
@@ -40,7 +62,7 @@ const INTERFACE: &str = "eth0";
 const TOLD: usize = 8;
 
 /// Whose namespace a record is about.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct RecordSubject {
     pod: String,
     uid: String,
@@ -60,7 +82,28 @@ impl RecordSubject {
 
 impl Evidence {
     pub(super) fn new(run_dir: &Path) -> Self {
-        Self { run_dir: run_dir.to_owned(), shadowed: Mutex::default() }
+        Self { run_dir: run_dir.to_owned(), shadowed: Mutex::default(), known: Mutex::default() }
+    }
+
+    /// Whether the last look was about the same, so that another one would come to the same; the record is there as it was written.
+    pub(super) fn is_known(&self, netns: NetnsId, of: &ShadowsOf<'_>) -> bool {
+        let known = locked(&self.known);
+        known.get(&netns).is_some_and(|known| {
+            Some(&known.rules) == of.rules
+                && known.plan == *of.plan
+                && known.subject == of.subject
+                && applied::written(&self.run_dir, RecordKey::Namespace(netns)) == Some(known.written)
+        })
+    }
+
+    /// Notes what a look was about that was complete.
+    pub(super) fn note(&self, netns: NetnsId, of: ShadowsOf<'_>) {
+        let ShadowsOf { rules, plan, subject } = of;
+        // Without the pod's addresses those that were there then decided.
+        let Some(rules) = rules.filter(|_| !subject.addresses.is_empty()) else { return };
+        let Some(written) = applied::written(&self.run_dir, RecordKey::Namespace(netns)) else { return };
+        let known = KnownEvidence { rules: rules.clone(), plan: plan.clone(), subject, written };
+        locked(&self.known).insert(netns, known);
     }
 
     /// Keeps what was applied and, where rules of ours were there before, looks whether others have put theirs before them since.
@@ -103,7 +146,7 @@ impl Evidence {
     }
 
     fn told(&self) -> MutexGuard<'_, HashMap<NetnsId, Vec<String>>> {
-        self.shadowed.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.shadowed)
     }
 
     /// Keeps a record, unless the same is kept already; why it could not be.
@@ -129,6 +172,7 @@ impl Evidence {
     /// Forgets what was applied to a namespace; why it could not.
     pub(super) fn forget(&self, netns: NetnsId) -> Option<String> {
         self.told().remove(&netns);
+        locked(&self.known).remove(&netns);
         applied::remove(&self.run_dir, RecordKey::Namespace(netns)).err().map(|error| error.to_string())
     }
 
@@ -136,10 +180,11 @@ impl Evidence {
     pub(super) fn sweep(&self, members: &MeshMembers) -> Option<String> {
         let valid = || {
             let members = members.all();
-            let valid: Option<Vec<NetnsId>> =
+            let valid: Option<HashSet<NetnsId>> =
                 members.iter().map(|member| member.netns.as_ref().map(|netns| netns.id())).collect();
             if let Some(valid) = &valid {
                 self.told().retain(|netns, _| valid.contains(netns));
+                locked(&self.known).retain(|netns, _| valid.contains(netns));
             }
             valid
         };
@@ -147,4 +192,8 @@ impl Evidence {
         let swept = applied::keep_namespaces(&self.run_dir, valid, |head| head.has_inputs);
         swept.err().map(|error| error.to_string())
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

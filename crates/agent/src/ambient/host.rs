@@ -195,7 +195,8 @@ impl HostSide {
             let kernel = self.backends.of_the_node();
             let inside = inside.inside();
             let (pod, writer, may_change) = (None, None, false);
-            let look = ConflictLook { pod, inside, kernel, plan: &plan, probed, writer, may_change };
+            let rules = kernel::watch::fingerprint(inside).ok();
+            let look = ConflictLook { pod, inside, rules, kernel, plan: &plan, probed, writer, may_change };
             // Why it failed is told there, and it is done again.
             let _ = conflicts.look(&look);
         })?;

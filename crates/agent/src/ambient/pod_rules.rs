@@ -1,47 +1,103 @@
 //! Rules of ours in a pod's network namespace.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use capture::ambient::{CAPTURE_PORTS, NodeOptions, plan_drain, plan_of_everything};
 use intent::{Look, Observation};
 use kernel::{Applied, Change, Choice, Difference, conntrack};
 use netns::Inside;
-use ruleset::Plan;
+use ruleset::{Backend, Plan};
 
 use super::Ambient;
-use super::evidence::{RecordSubject, SeenInNetns};
+use super::evidence::{Evidence, RecordSubject, SeenInNetns};
 use super::failure::{AmbientFailure, Cleanup, InKernel};
 use super::holder;
 use super::members::Member;
 use super::ports::{Loaded, PodRules};
+use super::translating::PodPlanner;
+use crate::backends::Backends;
 use crate::slots::Task;
 use crate::spare::{Spared, Sparing};
 
+/// Whether rules are loaded that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Always,
+    IfTheyDiffer,
+}
+
+/// What it takes to program a pod's rules, inside of its namespace.
+struct Programming {
+    backends: Arc<Backends>,
+    backend: Backend,
+    planner: PodPlanner,
+    sparing: Option<Sparing>,
+    evidence: Arc<Evidence>,
+    subject: RecordSubject,
+    proc_root: PathBuf,
+}
+
+/// What came of it.
+struct Programmed {
+    spared: Spared,
+    /// Nothing: all is as planned.
+    applied: Result<Option<Applied>, AmbientFailure>,
+    /// What the namespace shows where all is as planned, by now at least.
+    seen: Option<SeenInNetns>,
+    translates: bool,
+}
+
+impl Programming {
+    fn program(self, inside: &Inside, when: When) -> Result<Programmed, AmbientFailure> {
+        let kernel = self.backends.kernel();
+        let (mut plan, mut translates) = self.planner.plan(inside);
+        let take = |plan: &Plan, change| self.evidence.take(inside, kernel, (plan, change), &self.subject);
+        // Those of another plan than before differ for certain.
+        if when == When::IfTheyDiffer && self.planner.is_as_known(translates) {
+            let found = kernel.observe(inside, &plan);
+            let found = found.map_err(|error| AmbientFailure::Rules(InKernel::new(error, None)))?;
+            if found.is_empty() {
+                let seen = Some(take(&plan, Change::None));
+                return Ok(Programmed { spared: Spared::default(), applied: Ok(None), seen, translates });
+            }
+        }
+        let sparing = self.sparing.map(|sparing| sparing.begin(inside));
+        let load = |plan: &Plan| kernel.apply(inside, Choice::Only(self.backend), |_| plan.clone());
+        let mut applied = load(&plan);
+        let mut one_step = None;
+        if let (Err(error), true) = (&applied, translates) {
+            let text = "rules before and after the pod's own translations cannot be loaded; a translation that comes first takes its packets past the mesh";
+            one_step = Some(format!("{text}: {}", fault::chain(error)));
+            // Captured in one step is better than not at all.
+            (plan, translates) = (self.planner.without(error.is_backend_missing()), false);
+            applied = load(&plan);
+        }
+        let mut spared = Spared::default();
+        if let Some((sparing, begun)) = sparing {
+            spared = begun;
+            sparing.end(inside, applied.is_ok(), &mut spared);
+        }
+        spared.warnings.extend(one_step);
+        let seen = applied.as_ref().ok().map(|applied| take(&plan, applied.rules));
+        let applied = applied.map(Some).map_err(|error| {
+            let process = holder::process(inside, &error, &self.proc_root);
+            AmbientFailure::Rules(InKernel::new(error, process))
+        });
+        Ok(Programmed { spared, applied, seen, translates })
+    }
+}
+
 impl PodRules for Ambient {
     async fn load(&self, member: &Member, spare: bool) -> Loaded {
-        match self.program(member, spare).await {
-            Ok((spared, applied, translates)) => {
-                let warnings = spared.warnings.iter();
-                warnings.for_each(|warning| self.log.warn(warning, &[("pod", &member.key)]));
-                if applied.is_ok() {
-                    self.note_translates(member, translates).await;
-                }
-                let changed = applied.map(|(applied, seen)| {
-                    self.tell_applied(member, &applied, &seen);
-                    applied.rules != Change::None || applied.moved || applied.routing > 0
-                });
-                Loaded { strict: spared.strict, changed }
-            }
-            Err(failure) => Loaded { strict: false, changed: Err(failure) },
-        }
+        let programmed = self.program(member, spare, When::Always).await;
+        // Where they are always loaded they are.
+        self.loaded(member, programmed).await.unwrap_or(Loaded { strict: false, changed: Ok(false) })
     }
 
     async fn repair(&self, member: &Member) -> Option<Loaded> {
-        match self.differences(member).await {
-            Ok(differences) if differences.is_empty() => None,
-            Ok(_) => Some(self.load(member, true).await),
-            Err(failure) => Some(Loaded { strict: false, changed: Err(failure) }),
-        }
+        let programmed = self.program(member, true, When::IfTheyDiffer).await;
+        self.loaded(member, programmed).await
     }
 
     async fn drain(&self, member: &Member) -> Result<bool, AmbientFailure> {
@@ -94,54 +150,52 @@ impl PodRules for Ambient {
 }
 
 impl Ambient {
-    /// Programs the rules of a pod whose namespace is known; `spares` what it has open.
-    async fn program(
+    /// Takes what came of programming the rules of a pod; nothing where they were as planned.
+    async fn loaded(
         &self,
         member: &Member,
-        spares: bool,
-    ) -> Result<(Spared, Result<(Applied, SeenInNetns), AmbientFailure>, bool), AmbientFailure> {
+        programmed: Result<Programmed, AmbientFailure>,
+    ) -> Option<Loaded> {
+        let Programmed { spared, applied, seen, translates } = match programmed {
+            Ok(programmed) => programmed,
+            Err(failure) => return Some(Loaded { strict: false, changed: Err(failure) }),
+        };
+        let warnings = spared.warnings.iter();
+        warnings.for_each(|warning| self.log.warn(warning, &[("pod", &member.key)]));
+        if applied.is_ok() {
+            self.note_translates(member, translates).await;
+        }
+        if let Some(seen) = &seen {
+            self.tell_seen(member, seen);
+        }
+        self.node.backends.log_warnings(&self.log);
+        let changed = match applied {
+            Ok(None) => return None,
+            Ok(Some(applied)) => {
+                self.tell_applied(member, &applied);
+                Ok(applied.rules != Change::None || applied.moved || applied.routing > 0)
+            }
+            Err(failure) => Err(failure),
+        };
+        Some(Loaded { strict: spared.strict, changed })
+    }
+
+    /// Programs the rules of a pod whose namespace is known; `spares` what it has open.
+    async fn program(&self, member: &Member, spares: bool, when: When) -> Result<Programmed, AmbientFailure> {
         let Some(netns) = member.netns.clone() else {
             return Err(AmbientFailure::NotFound(netns::find::MissingNetns::NoProcess));
         };
-        let sparing = spares.then(|| self.sparing(member));
-        let (kernel, planner) = (self.node.backends.clone(), self.planner(member)?);
-        let backend = self.host()?.backend();
-        let (evidence, subject) = (self.kept.evidence.clone(), RecordSubject::of(member));
-        let proc_root = self.config.proc_root();
-        let programmed = self.in_pod(&member.key, Task::Program, move || -> Result<_, AmbientFailure> {
-            let apply = |inside: &Inside| {
-                let (mut plan, mut translates) = planner.plan(inside);
-                let sparing = sparing.map(|sparing| sparing.begin(inside));
-                let load =
-                    |plan: &Plan| kernel.kernel().apply(inside, Choice::Only(backend), |_| plan.clone());
-                let mut applied = load(&plan);
-                let mut one_step = None;
-                if let (Err(error), true) = (&applied, translates) {
-                    let text = "rules before and after the pod's own translations cannot be loaded; a translation that comes first takes its packets past the mesh";
-                    one_step = Some(format!("{text}: {}", fault::chain(error)));
-                    // Captured in one step is better than not at all.
-                    (plan, translates) = (planner.without(error.is_backend_missing()), false);
-                    applied = load(&plan);
-                }
-                let mut spared = Spared::default();
-                if let Some((sparing, begun)) = sparing {
-                    spared = begun;
-                    sparing.end(inside, applied.is_ok(), &mut spared);
-                }
-                spared.warnings.extend(one_step);
-                let applied = applied.map_err(|error| {
-                    let process = holder::process(inside, &error, &proc_root);
-                    AmbientFailure::Rules(InKernel::new(error, process))
-                });
-                let applied = applied.map(|applied| {
-                    let seen = evidence.take(inside, kernel.kernel(), (&plan, applied.rules), &subject);
-                    (applied, seen)
-                });
-                (spared, applied, translates)
-            };
-            Ok(netns.enter(apply)?)
-        });
-        programmed.await?
+        let programming = Programming {
+            backends: self.node.backends.clone(),
+            backend: self.host()?.backend(),
+            planner: self.planner(member)?,
+            sparing: spares.then(|| self.sparing(member)),
+            evidence: self.kept.evidence.clone(),
+            subject: RecordSubject::of(member),
+            proc_root: self.config.proc_root(),
+        };
+        let program = move || netns.enter(|inside| programming.program(inside, when));
+        self.in_pod(&member.key, Task::Program, program).await??
     }
 
     /// How what a pod has open is spared. That is in its record before it begins.
@@ -156,9 +210,7 @@ impl Ambient {
         }
     }
 
-    fn tell_applied(&self, member: &Member, applied: &Applied, seen: &SeenInNetns) {
-        self.tell_seen(member, seen);
-        self.node.backends.log_warnings(&self.log);
+    fn tell_applied(&self, member: &Member, applied: &Applied) {
         if let Some(warning) = &applied.warning {
             self.log.warn(warning, &[("pod", &member.key)]);
         }

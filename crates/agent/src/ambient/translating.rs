@@ -34,8 +34,18 @@ impl PodPlanner {
     }
 
     fn translates(&self, inside: &Inside) -> bool {
-        let now = others_translate(inside, &[no_rules()]).unwrap_or(self.translated);
-        now && !self.one_step.load(Ordering::Relaxed)
+        self.seen_to_translate(inside).unwrap_or(self.translated && !self.one_step.load(Ordering::Relaxed))
+    }
+
+    /// The same; nothing where it cannot be asked.
+    fn seen_to_translate(&self, inside: &Inside) -> Option<bool> {
+        let now = others_translate(inside, &[no_rules()]).ok()?;
+        Some(now && !self.one_step.load(Ordering::Relaxed))
+    }
+
+    /// Whether that is what was known before.
+    pub(super) fn is_as_known(&self, translates: bool) -> bool {
+        self.translated == translates
     }
 
     /// The plan that other pods have: it needs nothing more than ambient mode does. `is_missing`: the kernel lacks a part for good.
@@ -83,15 +93,32 @@ impl Ambient {
         }
     }
 
-    /// Looks whether a pod translates, in a namespace that is as planned. If that is new its rules are loaded anew.
-    pub(super) fn look_for_translations(&self, inside: &Inside, member: &Member) {
-        let Ok(now) = self.planner(member).map(|planner| planner.translates(inside)) else { return };
-        if now != member.translates_now {
-            self.pods.members.change(&member.key.uid, |member| member.translates_now = now);
-        }
+    /// Looks whether a pod translates, in a namespace that is as planned. If that is new its rules are loaded anew. Whether it is as known.
+    pub(super) fn look_for_translations(&self, inside: &Inside, member: &Member) -> bool {
+        let Some(now) = self.seen_to_translate(inside, member) else { return false };
         if now != member.translates {
             self.pods.queue.push(member.key.clone());
         }
+        now == member.translates
+    }
+
+    /// Whether a pod has begun or ended to translate since the last look; its rules are loaded anew then.
+    pub(super) fn begins_or_ends_to_translate(&self, inside: &Inside, member: &Member) -> bool {
+        let now = self.seen_to_translate(inside, member);
+        let is_news = now.is_some_and(|now| now != member.translates_now && now != member.translates);
+        if is_news {
+            self.pods.queue.push(member.key.clone());
+        }
+        is_news
+    }
+
+    /// Nothing where it cannot be asked.
+    fn seen_to_translate(&self, inside: &Inside, member: &Member) -> Option<bool> {
+        let now = self.planner(member).ok()?.seen_to_translate(inside)?;
+        if now != member.translates_now {
+            self.pods.members.change(&member.key.uid, |member| member.translates_now = now);
+        }
+        Some(now)
     }
 
     /// Loads the rules of a pod anew that was seen to begin or to end to translate; gives what is known of it then. Whoever calls has its turn.

@@ -9,12 +9,13 @@ use capture::decide::Refusal;
 use facts::{Facts, PodRef};
 use intent::{Look, Ztunnel};
 use kernel::Change;
+use kernel::watch::Fingerprint;
 use netns::Inside;
 use ruleset::{Backend, Plan};
 
 use super::Ambient;
 use super::desired::Desired;
-use super::evidence::RecordSubject;
+use super::evidence::{RecordSubject, ShadowsOf};
 use super::failure::{AmbientFailure, reason};
 use super::members::{Member, MemberState};
 use super::translating::pod_plan;
@@ -88,21 +89,35 @@ impl VerifiedMode for Ambient {
         self.pods.members.is_taken(uid)
     }
 
-    fn inspect(&self, pod: &PodRef, inside: &Inside, plan: &Plan) {
+    fn is_superseded(&self, pod: &PodRef, inside: &Inside) -> bool {
+        let member = self.pods.members.get(&pod.uid);
+        member.is_some_and(|member| {
+            let is_there = member.netns.as_ref().is_some_and(|netns| netns.id() == inside.id());
+            is_there && member.is_verified() && self.begins_or_ends_to_translate(inside, &member)
+        })
+    }
+
+    fn inspect(&self, pod: &PodRef, inside: &Inside, plan: &Arc<Plan>, rules: Option<&Fingerprint>) {
         let Some(member) = self.pods.members.get(&pod.uid) else { return };
         // Of a pod that leaves meanwhile nothing is kept.
         let is_there = member.netns.as_ref().is_some_and(|netns| netns.id() == inside.id());
         if !is_there || !member.is_verified() {
             return;
         }
-        self.look_for_translations(inside, &member);
+        let of = ShadowsOf { rules, plan, subject: RecordSubject::of(&member) };
+        if !member.translates && !member.translates_now && self.kept.evidence.is_known(inside.id(), &of) {
+            return;
+        }
+        let is_as_known = self.look_for_translations(inside, &member);
         if self.pods.members.is_taken(&pod.uid) {
             return;
         }
-        let subject = RecordSubject::of(&member);
-        let of = (plan, Change::None);
-        let seen = self.kept.evidence.take(inside, self.node.backends.kernel(), of, &subject);
+        let (kernel, change) = (self.node.backends.kernel(), Change::None);
+        let seen = self.kept.evidence.take(inside, kernel, (plan, change), &of.subject);
         self.tell_seen(&member, &seen);
+        if is_as_known && seen.warnings.is_empty() {
+            self.kept.evidence.note(inside.id(), of);
+        }
     }
 
     fn compared(&self, pod: &PodRef, comparison: &Comparison) {
@@ -121,7 +136,7 @@ impl VerifiedMode for Ambient {
                 self.changed(std::slice::from_ref(pod));
             }
             Comparison::Moved => self.miss_sandbox(&member),
-            Comparison::Differs(_) | Comparison::Failed { .. } => {}
+            Comparison::Differs(_) | Comparison::Superseded | Comparison::Failed { .. } => {}
         }
     }
 

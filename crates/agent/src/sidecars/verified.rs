@@ -44,7 +44,10 @@ impl VerifiedMode for Sidecars {
     fn compared(&self, pod: &PodRef, comparison: &Comparison) {
         match comparison {
             Comparison::Moved => self.looks.push(pod.clone()),
-            Comparison::Equal | Comparison::Differs(_) | Comparison::Failed { .. } => {}
+            Comparison::Equal
+            | Comparison::Differs(_)
+            | Comparison::Superseded
+            | Comparison::Failed { .. } => {}
         }
     }
 

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use ::verification::{Culprit, DriftAction, Drifted, Layer, UnverifiableReason, VerificationState};
 use facts::PodRef;
+use kernel::watch::Fingerprint;
 use netns::Inside;
 use telemetry::Scope;
 
 use super::entry::DriftStep;
-use super::look::{LookResult, compare};
+use super::look::{LookResult, ModeLook, compare};
 use super::verifier::PodVerifier;
 use super::{Comparison, RepairFailure, RepairResult, VerifiedMode};
 use crate::conflicts::ConflictLook;
@@ -47,8 +48,8 @@ struct Drift {
 impl PodVerifier {
     /// Looks at a sandbox, puts right what differs, and looks whether it is right then.
     pub(super) async fn look(self: Arc<Self>, number: u64, layer: Layer) {
-        for layer in [layer, Layer::Full] {
-            let Some(found) = self.compare(number, layer).await else { break };
+        for (layer, task) in [(layer, Task::Verify), (Layer::Full, Task::Confirm)] {
+            let Some(found) = self.compare(number, layer, task).await else { break };
             if !self.settle(number, found.comparison).await {
                 break;
             }
@@ -61,7 +62,7 @@ impl PodVerifier {
         self.tell_permission();
     }
 
-    async fn compare(&self, number: u64, layer: Layer) -> Option<LookResult> {
+    async fn compare(&self, number: u64, layer: Layer, task: Task) -> Option<LookResult> {
         let (pod, mode, target, kept, watched, writer) = {
             let sandboxes = self.sandboxes();
             let entry = sandboxes.entries.get(&number)?;
@@ -76,12 +77,13 @@ impl PodVerifier {
         let counted = errors.clone();
         let look = move || {
             let kernel = backends.kernel();
-            let inspect = |inside: &Inside| {
-                mode.inspect(&of, inside, &target.plan);
+            let inspect = |inside: &Inside, rules: Option<&Fingerprint>| {
+                mode.inspect(&of, inside, &target.plan, rules);
                 let may_change = !mode.is_at_work(&of.uid);
                 let look = ConflictLook {
                     pod: Some(&of),
                     inside,
+                    rules: rules.cloned(),
                     kernel,
                     plan: &target.plan,
                     probed: &[],
@@ -91,9 +93,12 @@ impl PodVerifier {
                 counted.store(conflicts.look(&look)?, Ordering::Relaxed);
                 Ok(())
             };
-            compare(kernel, &target, &sockets, watched, &inspect)
+            let is_superseded = |inside: &Inside| mode.is_superseded(&of, inside);
+            let is_superseded: &(dyn Fn(&Inside) -> bool + Sync) = &is_superseded;
+            let is_superseded = (layer == Layer::Event).then_some(is_superseded);
+            compare(kernel, &target, &sockets, watched, &ModeLook { is_superseded, inspect: &inspect })
         };
-        let found = self.parts.slots.run(&pod, Task::Verify, look).await;
+        let found = self.parts.slots.run(&pod, task, look).await;
         let found = found.unwrap_or_else(|error| LookResult {
             comparison: Comparison::Failed { reason: UnverifiableReason::Kernel, text: fault::chain(&error) },
             missing_listeners: None,
@@ -101,7 +106,7 @@ impl PodVerifier {
         });
         let result = match &found.comparison {
             Comparison::Equal => "equal",
-            Comparison::Differs(_) | Comparison::Moved => "drift",
+            Comparison::Differs(_) | Comparison::Moved | Comparison::Superseded => "drift",
             Comparison::Failed { .. } => "error",
         };
         self.parts.metrics.verified(layer, result, began.elapsed());
@@ -162,6 +167,10 @@ impl PodVerifier {
                 self.sandboxes().change(number, |entry| entry.is_failed(reason, text));
                 mode.compared(&pod, &comparison);
                 self.changed.notify_one();
+                return false;
+            }
+            Comparison::Superseded => {
+                self.sandboxes().change(number, |entry| entry.notice(now));
                 return false;
             }
             Comparison::Failed { reason, text } => {

@@ -72,7 +72,7 @@ impl VerifiedMode for Mode {
         false
     }
 
-    fn inspect(&self, pod: &PodRef, _: &Inside, _: &Plan) {
+    fn inspect(&self, pod: &PodRef, _: &Inside, _: &Arc<Plan>, _: Option<&Fingerprint>) {
         self.is_at(Place::Inside, &pod.uid);
     }
 
