@@ -11,11 +11,13 @@ mod parts;
 mod rules;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tunnel;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use ruleset::{
     Action, Backend, Base, Chain, ChainKind, CtState, Family, Hook, Key, KeyType, KnownChain, Match,
     Protocol, Rule, Ruleset, Set, Table, TableKind,
@@ -83,6 +85,8 @@ pub struct PodPoint<'a> {
     pub node: &'a [IpAddr],
     /// Whether the pod's packets still go to addresses of Services, so that sets have to say which of these are allowed.
     pub services: bool,
+    /// Where the pod is in ambient mode: the addresses from which the own node's probes seem to come, by TCP.
+    pub enrolled: Option<&'a [IpAddr]>,
 }
 
 /// The rules for a pod in its own network namespace.
@@ -92,25 +96,44 @@ pub fn compile_pod(
     point: &PodPoint<'_>,
     backend: Backend,
 ) -> CompiledPod {
-    let mut compiler = Compiler::new(index);
+    // In iptables the rules of other owners stand in the same chains, and capture what is allowed: it returns to them.
+    let is_simple = |class: &Arc<PolicyClass>| {
+        class.policies.iter().all(|policy| policy.section == Section::NetworkPolicy)
+    };
+    let returns = backend == Backend::Iptables && classes.iter().all(is_simple);
+    let mut compiler = if returns { Compiler::returning(index) } else { Compiler::new(index) };
+    let pass = compiler.pass();
     let (mut chains, mut regular) = (Vec::new(), Vec::new());
     let services = classes.egress.as_ref().filter(|_| point.services).map(|class| service_sets(class));
     let services = services.unwrap_or_default();
     for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
         let Some(class) = classes.of_direction(direction) else { continue };
-        let mut base = base_chain(direction, backend);
-        if direction == TrafficDirection::Egress {
-            base.rules.extend(services.iter().map(service_rule));
-        }
         let (sections, apart) = compiler.class(class);
-        for section in &sections {
-            let why = format!("{direction} policies of the pod");
-            base.rules.push(Rule::new(Vec::new(), Action::Jump(section.name.clone()), why));
+        let tunnel = point.enrolled.map(|_| compiler.tunnel(class));
+        let jumps = |inside: Match, matches: &[Match]| {
+            let opening = tunnel.as_ref().map(|tunnel| (&*tunnel.opening, inside));
+            tunnel::section_jumps(class, &sections, opening, matches)
+        };
+        let mut rules = not_judged(direction, point, &pass);
+        rules.extend(tunnel.iter().flat_map(|tunnel| tunnel.jumps(direction)));
+        let lo = Match::InInterface { name: "lo".into(), not: false };
+        match direction {
+            TrafficDirection::Egress => {
+                let of_services = || services.iter().map(|set| service_rule(set, &pass));
+                rules.extend(of_services());
+                rules.extend(tunnel::section_jumps(class, &sections, None, &[]));
+                if tunnel.is_some() {
+                    let mut asked = tunnel::not_asked(&pass);
+                    asked.extend(of_services());
+                    asked.extend(jumps(Match::Protocol(Protocol::Tcp), &[Match::Protocol(Protocol::Tcp)]));
+                    chains.extend(attached(tunnel::output(backend), asked, returns));
+                }
+            }
+            TrafficDirection::Ingress => rules.extend(jumps(lo, &[])),
         }
-        regular.extend(sections.into_iter().chain(apart));
-        // What goes on after this is allowed.
-        base.leading = base.rules.len();
-        chains.push(base);
+        chains.extend(attached(base(direction, backend), rules, returns));
+        regular.extend(sections.iter().cloned().chain(apart));
+        regular.extend(tunnel.into_iter().flat_map(|tunnel| tunnel.outer));
     }
     chains.extend(regular);
     let (mut sets, kept, left_out) = compiler.finish();
@@ -144,9 +167,9 @@ fn service_sets(class: &PolicyClass) -> Vec<ServiceSet> {
 }
 
 /// Before rules that look at addresses: that of a Service is no pod's.
-fn service_rule(set: &ServiceSet) -> Rule {
+fn service_rule(set: &ServiceSet, pass: &Action) -> Rule {
     let (action, why) = if set.allowed {
-        (Action::Accept, "all endpoints of the Service are allowed")
+        (pass.clone(), "all endpoints of the Service are allowed")
     } else {
         (Action::Drop, "endpoints of the Service are not allowed")
     };
@@ -154,17 +177,39 @@ fn service_rule(set: &ServiceSet) -> Rule {
     Rule::new(vec![Match::DestinationIn { set: set.name.clone().into(), keys, not: false }], action, why)
 }
 
-/// The chain of a hook, with what is never judged.
-fn base_chain(direction: TrafficDirection, backend: Backend) -> Chain {
-    let mut rules = never_judged(direction, &Action::Accept);
-    if direction == TrafficDirection::Ingress {
-        rules.extend([Family::V4, Family::V6].into_iter().zip(NODE).map(|(family, set)| {
-            let own = Match::SourceIn { set: set.into(), keys: KeyType::Address(family), not: false };
-            Rule::new(vec![own], Action::Accept, OWN_NODE)
-        }));
+/// The chain of a hook; where what is allowed returns, rules stand in one that it leads to.
+fn attached(base: Base, rules: Vec<Rule>, returns: bool) -> Vec<Chain> {
+    let chain = |rules: Vec<Rule>| {
+        // What goes on after this is allowed.
+        Chain { name: base.hook.name().into(), base: Some(base), leading: rules.len(), rules }
+    };
+    if !returns {
+        return vec![chain(rules)];
     }
-    let base = base(direction, backend);
-    Chain { name: base.hook.name().into(), base: Some(base), rules, leading: 0 }
+    let name: Cow<'static, str> = format!("istio-np-{}", base.hook.name()).into();
+    let jump = Rule::new(Vec::new(), Action::Jump(name.clone()), "policies of the pod");
+    vec![chain(vec![jump]), Chain { name, base: None, rules, leading: 0 }]
+}
+
+/// What no policy of a pod judges at its point.
+fn not_judged(direction: TrafficDirection, point: &PodPoint<'_>, pass: &Action) -> Vec<Rule> {
+    let mut rules = never_judged(direction, pass);
+    if direction == TrafficDirection::Egress {
+        return rules;
+    }
+    if point.enrolled.is_some() {
+        // The first of them: what ztunnel brings to the application goes this way, too.
+        rules[0].matches.push(tunnel::ztunnels(true));
+    }
+    rules.extend([Family::V4, Family::V6].into_iter().zip(NODE).map(|(family, set)| {
+        let own = Match::SourceIn { set: set.into(), keys: KeyType::Address(family), not: false };
+        Rule::new(vec![own], pass.clone(), OWN_NODE)
+    }));
+    rules.extend(point.enrolled.into_iter().flatten().map(|address| {
+        let source = Match::Source { net: IpNet::from(*address), not: false };
+        Rule::new(vec![source, Match::Protocol(Protocol::Tcp)], pass.clone(), OWN_NODE)
+    }));
+    rules
 }
 
 /// Where the rules of a direction are attached.

@@ -9,7 +9,8 @@ use ruleset::{Backend, Contents, Family, Hook, Key, Protocol, SetDelta};
 use crate::compile::{CompiledPod, PodPoint, compile_pod};
 use crate::index::{LocalFacts, LocalName, PeerMember, PolicyIndex};
 use crate::{
-    FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, Traffic, World as _, service_verdicts,
+    FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, TUNNEL_PORT, Traffic, World as _,
+    ZTUNNEL_MARK, service_verdicts,
 };
 
 /// The rules of each pod of a cluster in its own network namespace, and what is in their sets.
@@ -27,6 +28,8 @@ pub struct PodRules {
     pub compiled: CompiledPod,
     /// What their sets have.
     pub contents: Contents,
+    /// Whether the pod is in ambient mode.
+    pub is_enrolled: bool,
 }
 
 /// What the rules of one end do to the first packet of a connection.
@@ -44,8 +47,8 @@ pub type ServicePoint = (IpAddr, u16);
 // === impl CompiledPods ===
 
 impl<'w> CompiledPods<'w> {
-    /// Compiles the policies for all live pods, each node by itself.
-    pub fn new(world: &'w PlainWorld, backend: Backend) -> Self {
+    /// Compiles the policies for all live pods, each node by itself. `is_enrolled` says which pods are in ambient mode.
+    pub fn new(world: &'w PlainWorld, backend: Backend, is_enrolled: impl Fn(&PlainPod) -> bool) -> Self {
         let mut pods = BTreeMap::new();
         for node in world.pod_nodes() {
             let index = indexed(world, node);
@@ -53,7 +56,9 @@ impl<'w> CompiledPods<'w> {
             for pod in world.live_on(node) {
                 let name = name_of(pod);
                 let Some(classes) = index.classes_of(&name) else { continue };
-                let compiled = compile_pod(&index, classes, &PodPoint { node: own, services: true }, backend);
+                let enrolled = is_enrolled(pod).then_some(&[][..]);
+                let point = PodPoint { node: own, services: true, enrolled };
+                let compiled = compile_pod(&index, classes, &point, backend);
                 let mut contents = contents(&index, &compiled);
                 if let Some(class) = &classes.egress {
                     let verdicts = service_verdicts(world, &index, class);
@@ -62,7 +67,7 @@ impl<'w> CompiledPods<'w> {
                         contents.apply(&set.name, &of_family(members.iter().copied(), set.family));
                     }
                 }
-                pods.insert(name, PodRules { compiled, contents });
+                pods.insert(name, PodRules { compiled, contents, is_enrolled: enrolled.is_some() });
             }
         }
         Self { world, backend, pods }
@@ -81,8 +86,16 @@ impl<'w> CompiledPods<'w> {
             }
             _ => *flow,
         };
-        let packet = Packet { out_interface: INTERFACE.into(), ..packet(&asked) };
-        self.point(flow.source, flow, &packet, Hook::Postrouting)
+        let leaving = Packet { out_interface: INTERFACE.into(), ..packet(&asked) };
+        let mut ways = Vec::new();
+        if self.is_enrolled(flow.source) && leaving.protocol == Protocol::Tcp {
+            // First the application asks, then ztunnel does.
+            ways.push((leaving.clone(), Hook::Output));
+            ways.push((outer(flow, Packet { mark: ZTUNNEL_MARK.0, ..leaving }), Hook::Postrouting));
+        } else {
+            ways.push((outer(flow, leaving), Hook::Postrouting));
+        }
+        self.point(flow.source, flow, &ways)
     }
 
     /// What the destination's rules do to a connection. A pod that reaches itself by a Service has its node's address there, because the answer has
@@ -95,7 +108,16 @@ impl<'w> CompiledPods<'w> {
             let own = node.into_iter().flatten().rfind(|address| Family::of_address(**address) == family);
             packet.source = own.copied().unwrap_or(packet.source);
         }
-        self.point(flow.destination, flow, &packet, Hook::Prerouting)
+        let mut ways = vec![(outer(flow, packet.clone()), Hook::Prerouting)];
+        if self.is_enrolled(flow.destination) && packet.protocol == Protocol::Tcp {
+            let inner = Packet { in_interface: "lo".into(), mark: ZTUNNEL_MARK.0, ..packet };
+            ways.push((inner, Hook::Prerouting));
+        }
+        self.point(flow.destination, flow, &ways)
+    }
+
+    fn is_enrolled(&self, address: IpAddr) -> bool {
+        self.world.pod_at(address).and_then(|pod| self.pod(pod)).is_some_and(|rules| rules.is_enrolled)
     }
 
     /// Whether both ends are one pod.
@@ -104,23 +126,34 @@ impl<'w> CompiledPods<'w> {
         one.is_some() && one == other
     }
 
-    fn point(&self, address: IpAddr, flow: &PolicyFlow, packet: &Packet, hook: Hook) -> PointVerdict {
-        let passes = |why: &str| PointVerdict { is_allowed: true, decided_by: why.to_owned() };
+    /// What becomes of a connection that goes all of these ways.
+    fn point(&self, address: IpAddr, flow: &PolicyFlow, ways: &[(Packet, Hook)]) -> PointVerdict {
+        let mut verdict = PointVerdict { is_allowed: true, decided_by: "it stays in the pod".to_owned() };
         if flow.route != FlowRoute::Service && self.is_same_pod(flow) {
-            return passes("it stays in the pod");
+            return verdict;
         }
-        let Some(pod) = self.world.pod_at(address) else { return passes("no pod has the address") };
-        let Some(PodRules { compiled, contents }) = self.pod(pod) else {
-            return passes("the pod has no rules");
-        };
-        let layers = std::slice::from_ref(&compiled.rules);
-        let found = evaluate(layers, self.backend, packet, hook, false, contents);
-        let decided_by = found.decided_by.map_or_else(
-            || "no rule".to_owned(),
-            |place| format!("{}[{}] {}", place.chain.name, place.index, place.rule.why),
-        );
-        PointVerdict { is_allowed: found.verdict == Verdict::Pass, decided_by }
+        "no rules are there".clone_into(&mut verdict.decided_by);
+        let rules = self.world.pod_at(address).and_then(|pod| self.pod(pod));
+        let Some(PodRules { compiled, contents, .. }) = rules else { return verdict };
+        for (packet, hook) in ways {
+            let layers = std::slice::from_ref(&compiled.rules);
+            let found = evaluate(layers, self.backend, packet, *hook, false, contents);
+            verdict.is_allowed = found.verdict == Verdict::Pass;
+            verdict.decided_by = found.decided_by.map_or_else(
+                || "no rule".to_owned(),
+                |place| format!("{}[{}] {}", place.chain.name, place.index, place.rule.why),
+            );
+            if !verdict.is_allowed {
+                break;
+            }
+        }
+        verdict
     }
+}
+
+/// What the network carries of a connection's packet.
+fn outer(flow: &PolicyFlow, packet: Packet) -> Packet {
+    if flow.route == FlowRoute::Tunnel { Packet { destination_port: TUNNEL_PORT, ..packet } } else { packet }
 }
 
 /// The interface of pods.

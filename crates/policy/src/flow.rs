@@ -41,3 +41,6 @@ pub enum FlowRoute {
 
 /// Port of the tunnel of ambient mode (HBONE, Istio `architecture/ambient/ztunnel.md`).
 pub const TUNNEL_PORT: u16 = 15008;
+
+/// Mark of the packets that ztunnel sends, and the bits that are compared (Istio `architecture/ambient/ztunnel-cni-lifecycle.md`).
+pub const ZTUNNEL_MARK: (u32, u32) = (0x539, 0xfff);

@@ -27,7 +27,7 @@ mod tests;
 mod verdict;
 mod world;
 
-pub use flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic};
+pub use flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic, ZTUNNEL_MARK};
 pub use plain::{PlainPod, PlainWorld};
 pub use services::{MixedService, ServiceVerdicts, service_verdicts};
 pub use terms::{PolicyName, PolicyTerms, Section, TrafficDirection};

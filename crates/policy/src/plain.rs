@@ -30,6 +30,8 @@ pub struct PlainPod {
     pub namespace: Box<str>,
     /// Its name.
     pub name: Box<str>,
+    /// Whether it is in ambient mode.
+    pub is_enrolled: bool,
     /// What policies see of it.
     pub facts: Peer,
 }

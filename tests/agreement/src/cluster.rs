@@ -14,7 +14,7 @@ use kernel::nft::Nftables;
 use kernel::sets::Sets;
 use kernel::{Choice, Kernel};
 use policy::compiled::{CompiledPods, PodRules, ServicePoint};
-use policy::{PlainWorld, PolicyFlow, Traffic, World as _};
+use policy::{FlowRoute, PlainWorld, PolicyFlow, Traffic, World as _};
 use ruleset::{Contents, Plan, Protocol, SetDelta};
 use testkit::probe::{Listener, Listeners};
 
@@ -249,35 +249,56 @@ impl Cluster {
     }
 
     fn fire(&self, numbers: &[usize], tried: &[Tried], found: &mut [bool]) -> Result<()> {
-        let attempts =
-            numbers.iter().map(|number| self.attempt(&tried[*number])).collect::<Result<Vec<_>>>()?;
-        for (number, reached) in numbers.iter().zip(volley::fire(&attempts)?) {
-            found[*number] = reached;
+        let (mut attempts, mut whose) = (Vec::new(), Vec::new());
+        for number in numbers {
+            found[*number] = true;
+            for attempt in self.attempts(&tried[*number])? {
+                attempts.push(attempt);
+                whose.push(*number);
+            }
+        }
+        for (number, reached) in whose.into_iter().zip(volley::fire(&attempts)?) {
+            found[number] &= reached;
         }
         Ok(())
     }
 
-    fn attempt(&self, tried: &Tried) -> Result<Attempt<'_>> {
-        let (protocol, port) = protocol(&tried.flow);
-        let to = tried.service.unwrap_or((tried.flow.destination, port));
-        let place = self.layout().place(tried.flow.source);
-        let is_pod = self.layout().pods.keys().any(|own| own.contains(&tried.flow.source));
+    /// The connections of which all have to get through: in ambient mode that of the application, that of the source's ztunnel, and that of the
+    /// destination's.
+    fn attempts(&self, tried: &Tried) -> Result<Vec<Attempt<'_>>> {
+        let Tried { flow, service, expected } = *tried;
+        let (protocol, port) = protocol(&flow);
+        let to: SocketAddr = service.unwrap_or((flow.destination, port)).into();
+        let places = [flow.source, flow.destination].map(|address| self.layout().place(address));
+        let is_pod = |address: IpAddr| self.layout().pods.keys().any(|own| own.contains(&address));
+        let from = flow.source;
+        let namespace = self.network.namespace(&places[0])?;
+        let attempt = Attempt { namespace, sender: Sender::default(), protocol, from, to, expected };
         // What leaves a pod of the mesh is a connection of the proxy, or none that it takes.
-        let sender = match self.mesh {
-            Mesh::Sidecar(_) if is_pod => Sender { user: PROXY, mark: 0 },
-            Mesh::Ambient if is_pod && (protocol == Protocol::Tcp || port == DNS) => {
-                Sender { user: 0, mark: capture::ambient::ZTUNNEL_MARK }
+        match self.mesh {
+            Mesh::Sidecar(_) if is_pod(from) => {
+                Ok(vec![Attempt { sender: Sender { user: PROXY, mark: 0 }, ..attempt }])
             }
-            _ => Sender::default(),
-        };
-        Ok(Attempt {
-            namespace: self.network.namespace(&place)?,
-            sender,
-            protocol,
-            from: tried.flow.source,
-            to: to.into(),
-            expected: tried.expected,
-        })
+            Mesh::Ambient if protocol == Protocol::Tcp || port == DNS => {
+                let ztunnel = Sender { user: 0, mark: capture::ambient::ZTUNNEL_MARK };
+                let mut all = Vec::new();
+                if is_pod(from) && protocol == Protocol::Tcp {
+                    all.push(Attempt { sender: Sender { user: APPLICATION, mark: 0 }, ..attempt });
+                }
+                let sender = if is_pod(from) { ztunnel } else { Sender::default() };
+                let tunnel = SocketAddr::new(flow.destination, policy::TUNNEL_PORT);
+                let to = if flow.route == FlowRoute::Tunnel { tunnel } else { to };
+                all.push(Attempt { sender, to, ..attempt });
+                // A pod that reaches itself by a Service is one that its ztunnel does not ask by itself.
+                if is_pod(flow.destination) && protocol == Protocol::Tcp && places[0] != places[1] {
+                    let (namespace, to) =
+                        (self.network.namespace(&places[1])?, (flow.destination, port).into());
+                    all.push(Attempt { namespace, sender: ztunnel, to, ..attempt });
+                }
+                Ok(all)
+            }
+            _ => Ok(vec![attempt]),
+        }
     }
 
     /// Lets somebody listen where the connection leads.
@@ -288,6 +309,11 @@ impl Cluster {
             return Ok(());
         }
         let place = self.layout().place(flow.destination);
+        let is_pod = self.layout().pods.keys().any(|own| own.contains(&flow.destination));
+        if !udp && is_pod && matches!(self.mesh, Mesh::Sidecar(_)) {
+            // A connection that passes the sidecar by finds nobody.
+            return Ok(());
+        }
         let key = (place, udp, port);
         if !self.listening.contains_key(&key) {
             let listener = if udp { Listener::udp(port) } else { Listener::tcp(port) };
@@ -299,7 +325,7 @@ impl Cluster {
 
     /// What takes connections that the mesh leads to its proxy.
     fn start_proxies(&mut self) -> Result<()> {
-        let ports: &[u16] = if self.mesh == Mesh::None { &[] } else { &[15001, 15006] };
+        let ports: &[u16] = if self.mesh == Mesh::None { &[] } else { &[15001, 15006, policy::TUNNEL_PORT] };
         let places: Vec<String> = self.layout().pods.keys().map(pod_place).collect();
         for (place, port) in places.iter().flat_map(|place| ports.iter().map(move |port| (place, *port))) {
             let listener = Listener::tcp(port).transparent();
@@ -314,6 +340,8 @@ impl Cluster {
 const DNS: u16 = 53;
 /// User and group of a sidecar's proxy.
 const PROXY: u32 = 1337;
+/// And of an application.
+const APPLICATION: u32 = 1000;
 
 /// The protocol of a connection's packets, and their port.
 fn protocol(flow: &PolicyFlow) -> (Protocol, u16) {

@@ -23,9 +23,7 @@ fn compiled_rules_do_what_the_file_says() {
     let file = CaseFile::parse(&text).unwrap();
     for backend in [Backend::Nftables, Backend::Iptables] {
         let report = file.compare_rules(backend).unwrap();
-        // Rules for what comes through the tunnel are not there yet.
-        let plain = report.differences.iter().map(ToString::to_string);
-        let different: Vec<String> = plain.filter(|one| !one.contains("through the tunnel")).collect();
+        let different: Vec<String> = report.differences.iter().map(ToString::to_string).collect();
         assert!(different.is_empty(), "{backend}:\n{}", different.join("\n"));
         let known: Vec<_> = report.known.iter().map(|(one, why)| (&*one.case, *why)).collect();
         let expected = [

@@ -132,7 +132,7 @@ impl Lab {
         let facts: facts::Peer = serde_json::from_value(object).unwrap();
         let local = LocalFacts { labels: facts.labels.clone(), addresses: facts.addresses.clone() };
         let addresses = facts.addresses.clone();
-        self.world.put_pod(PlainPod { namespace: "x".into(), name: name.into(), facts });
+        self.world.put_pod(PlainPod { namespace: "x".into(), name: name.into(), is_enrolled: false, facts });
         let named = LocalName { namespace: "x".into(), name: name.into() };
         let mut effects = self.index.local_pod(&self.world, &named, Some(local));
         effects.extend(self.index.pod(&self.world, &addresses));

@@ -33,6 +33,9 @@ const KINDS: [(CaseKind, &str, &str); 6] = [
 /// The annotation of a node with those of its own addresses that are not in its status, such as a bridge's.
 const MORE_ADDRESSES: &str = "test/addresses";
 
+/// What an agent writes on the pods that are in ambient mode.
+const REDIRECTION: &str = "ambient.istio.io/redirection";
+
 #[derive(Debug, Deserialize)]
 struct Named {
     metadata: NamedMetadata,
@@ -88,6 +91,7 @@ impl CaseKind {
             Self::Pod => world.put_pod(PlainPod {
                 namespace: namespace.into(),
                 name: name.into(),
+                is_enrolled: metadata.annotations.get(REDIRECTION).is_some_and(|value| value == "enabled"),
                 facts: self.read(object)?,
             }),
             Self::NetworkPolicy => world.put_networkpolicy(&self.read(object)?),

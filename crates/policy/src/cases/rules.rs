@@ -54,7 +54,7 @@ impl CaseFile {
 
 impl RulesReport {
     fn state(&mut self, state: &CaseState<'_>, backend: Backend) -> Result<(), CaseError> {
-        let pods = CompiledPods::new(state.world, backend);
+        let pods = CompiledPods::new(state.world, backend, |pod| pod.is_enrolled);
         for connection in state.connections()? {
             for flow in &connection.flows {
                 self.flow(state, &pods, &connection, flow);

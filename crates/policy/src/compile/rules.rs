@@ -24,6 +24,8 @@ pub(super) struct Compiler<'i> {
     blocks: BTreeMap<String, Set>,
     /// Whether what is denied is logged.
     logs: bool,
+    /// Whether what is allowed returns to where the class was asked, and does not end there.
+    returns: bool,
     left_out: Vec<LeftOut>,
 }
 
@@ -38,22 +40,39 @@ struct ClassRules<'c> {
 }
 
 /// A rule of a policy that is about to be written.
-struct Place {
+pub(super) struct Place {
     direction: TrafficDirection,
-    action: RuleAction,
+    action: Action,
     why: String,
     /// What is not written of it.
     left_out: BTreeSet<LeftOutReason>,
 }
 
 /// A condition of a rule on one side, for a family or for both.
-type Condition = (Option<Family>, Vec<Match>);
+pub(super) type Condition = (Option<Family>, Vec<Match>);
 
 // === impl Compiler ===
 
 impl<'i> Compiler<'i> {
     pub(super) fn new(index: &'i PolicyIndex) -> Self {
-        Self { index, kept: BTreeSet::new(), blocks: BTreeMap::new(), logs: false, left_out: Vec::new() }
+        Self {
+            index,
+            kept: BTreeSet::new(),
+            blocks: BTreeMap::new(),
+            logs: false,
+            returns: false,
+            left_out: Vec::new(),
+        }
+    }
+
+    /// So that what is allowed returns. Sections other than that of NetworkPolicies cannot do so.
+    pub(super) fn returning(index: &'i PolicyIndex) -> Self {
+        Self { returns: true, ..Self::new(index) }
+    }
+
+    /// What a rule does with what it allows.
+    pub(super) fn pass(&self) -> Action {
+        if self.returns { Action::Return } else { Action::Accept }
     }
 
     /// With a log of what no rule allows.
@@ -96,8 +115,7 @@ impl<'i> Compiler<'i> {
     fn policy(&mut self, terms: &PolicyTerms, known: &mut ClassRules<'_>, rules: &mut Vec<Rule>) {
         let (direction, mut room) = (known.class.direction, NamedRoom::new());
         for (number, rule) in terms.direction(direction).rules.iter().enumerate() {
-            let why = why(&terms.name, number);
-            let mut place = Place { direction, action: rule.action, why, left_out: BTreeSet::new() };
+            let mut place = self.place(&terms.name, number, direction, rule.action);
             let apart = known.apart.len();
             let written = if room.takes(rule, direction) {
                 self.rule(rule, &mut place, known)
@@ -136,7 +154,7 @@ impl<'i> Compiler<'i> {
         }
         // What a packet returns from leads to the next section only in the section's own chain.
         let names = if place.direction == TrafficDirection::Ingress { ports.names.len() } else { 0 };
-        let is_apart = rule.action != RuleAction::Next && ports.numbers.len() + names > 1 && peers.len() > 1;
+        let is_apart = place.action != Action::Return && ports.numbers.len() + names > 1 && peers.len() > 1;
         let met = met(&ports, &peers, is_apart, place.direction);
         let Some(left) = known.rules.checked_sub(met) else {
             place.left_out.insert(LeftOutReason::Rules);
@@ -210,6 +228,40 @@ impl<'i> Compiler<'i> {
         found
     }
 
+    /// Where a rule of a policy is written, by its number.
+    pub(super) fn place(
+        &self,
+        policy: &PolicyName,
+        number: usize,
+        direction: TrafficDirection,
+        action: RuleAction,
+    ) -> Place {
+        let action = match action {
+            RuleAction::Accept => self.pass(),
+            RuleAction::Deny => Action::Drop,
+            RuleAction::Next => Action::Return,
+        };
+        Place { direction, action, why: why(policy, number), left_out: BTreeSet::new() }
+    }
+
+    /// The conditions of a rule's peers, whatever its ports; `room` is how many prefixes there may be.
+    pub(super) fn peers(&mut self, rule: &RuleTerms, place: &mut Place, room: &mut usize) -> Vec<Condition> {
+        let peers = PeerParts::of(&rule.peers, room);
+        let mut found = self.pods(&peers.pods, place);
+        found.extend(self.blocks(&peers, place));
+        found
+    }
+
+    /// A known policy.
+    pub(super) fn terms(&self, name: &PolicyName) -> Option<&'i PolicyTerms> {
+        self.index.terms(name).map(|terms| &**terms)
+    }
+
+    /// What is at the end of a section that isolates.
+    pub(super) fn denials(&self, class: &PolicyClass) -> Vec<Rule> {
+        denials(class, self.logs).collect()
+    }
+
     fn pods(&mut self, pods: &BTreeSet<&PodTerm>, place: &mut Place) -> Vec<Condition> {
         let side = side(place.direction);
         pods.iter().flat_map(|term| self.kept(&PeerSet::Pods((*term).clone()), side, place)).collect()
@@ -236,7 +288,7 @@ impl ClassRules<'_> {
     /// peers as often as there are ports; the other way round it could.
     fn apart(&mut self, ports: &[Condition], peers: Vec<Condition>, place: &Place) -> Vec<Rule> {
         let name = rule_chain_name(self.class, self.apart.len());
-        let rules = peers.into_iter().map(|(_, matches)| place.with(matches, place.action()));
+        let rules = peers.into_iter().map(|(_, matches)| place.with(matches, place.action.clone()));
         self.apart.push(regular(name.clone(), rules.collect()));
         ports.iter().map(|(_, matches)| place.with(matches.clone(), Action::Jump(name.clone()))).collect()
     }
@@ -245,15 +297,7 @@ impl ClassRules<'_> {
 // === impl Place ===
 
 impl Place {
-    fn action(&self) -> Action {
-        match self.action {
-            RuleAction::Accept => Action::Accept,
-            RuleAction::Deny => Action::Drop,
-            RuleAction::Next => Action::Return,
-        }
-    }
-
-    fn with(&self, matches: Vec<Match>, action: Action) -> Rule {
+    pub(super) fn with(&self, matches: Vec<Match>, action: Action) -> Rule {
         Rule::new(matches, action, self.why.clone())
     }
 
@@ -262,7 +306,9 @@ impl Place {
         let pairs = ports.iter().flat_map(|port| peers.iter().map(move |peer| (port, peer)));
         let of_a_packet =
             pairs.filter(|(port, peer)| port.0.is_none() || peer.0.is_none() || port.0 == peer.0);
-        of_a_packet.map(|(port, peer)| self.with([&*port.1, &*peer.1].concat(), self.action())).collect()
+        of_a_packet
+            .map(|(port, peer)| self.with([&*port.1, &*peer.1].concat(), self.action.clone()))
+            .collect()
     }
 }
 

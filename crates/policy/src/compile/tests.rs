@@ -9,7 +9,7 @@ use ruleset::Contents;
 use ruleset::eval::{Packet, Verdict, evaluate};
 
 use super::*;
-use crate::compiled::{contents, name_of};
+use crate::compiled::{CompiledPods, contents, name_of};
 use crate::index::{LocalFacts, LocalName};
 use crate::tests::sample::{ADDRESSES, NODES, SampleWorld};
 use crate::{FlowRoute, PlainWorld, PolicyFlow, PolicyWorld as _, Traffic, World as _, verdict};
@@ -57,7 +57,7 @@ proptest! {
             let (classes, at) = (index.classes_of(&name_of(pod)).unwrap(), &pod.facts.addresses);
             let at: Vec<IpAddr> = at.iter().copied().filter(|one| world.pod_at(*one) == Some(pod)).collect();
             for backend in [Backend::Nftables, Backend::Iptables] {
-                let rules = compile_pod(&index, classes, &PodPoint { node: &node, services: false }, backend);
+                let rules = compile_pod(&index, classes, &PodPoint { node: &node, ..PodPoint::default() }, backend);
                 prop_assert_eq!((ruleset::check(&rules.rules), &*rules.left_out), (Ok(()), &[][..]));
                 let (layers, contents) = (std::slice::from_ref(&rules.rules), contents(&index, &rules));
                 for flow in &flows {
@@ -74,6 +74,33 @@ proptest! {
                         let found = evaluate(layers, backend, &packet(flow, direction), hook, false, &contents);
                         prop_assert_eq!(found.verdict == Verdict::Pass, judgement.is_allowed(),
                             "{:?} {} {:?} {}: {:?}", backend, direction, flow, judgement, found.decided_by);
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// In ambient mode, too, whether a connection comes through the tunnel or not.
+    #[test]
+    fn rules_of_enrolled_pods_do_what_the_verdict_says(world in SampleWorld::any()) {
+        let world = world.plain();
+        for backend in [Backend::Nftables, Backend::Iptables] {
+            let pods = CompiledPods::new(&world, backend, |_| true);
+            for flow in flows() {
+                let is_tcp = matches!(flow.traffic, Traffic::Port(PolicyProtocol::Tcp, _));
+                let route = if is_tcp { FlowRoute::Tunnel } else { FlowRoute::Direct };
+                for flow in [PolicyFlow { route: FlowRoute::Direct, ..flow }, PolicyFlow { route, ..flow }] {
+                    let expected = verdict(&world, &flow);
+                    let node = world.pod_at(flow.destination).is_some_and(|pod| world.is_own_node(&pod, flow.source));
+                    let is_taken = node && world.pod_at(flow.source).is_some();
+                    let (egress, ingress) = (pods.egress(&flow, None), pods.ingress(&flow));
+                    prop_assert_eq!(egress.is_allowed, expected.egress.is_allowed(), "{:?} {:?} {:?}", backend, flow, egress);
+                    if !is_taken {
+                        prop_assert_eq!(ingress.is_allowed, expected.ingress.is_allowed(), "{:?} {:?} {:?}", backend, flow, ingress);
                     }
                 }
             }

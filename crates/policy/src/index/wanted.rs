@@ -63,7 +63,9 @@ fn of_rule(rule: &RuleTerms, direction: TrafficDirection, found: &mut Vec<PeerSe
             let set = |(name, protocol): &(&str, _)| PeerSet::Ports(term.cloned(), (*name).into(), *protocol);
             found.extend(names.iter().map(set));
         }
-        let goes_by_peer = is_by_number || direction == TrafficDirection::Ingress;
+        // To the tunnel of ambient mode a pod may come that has some port of TCP, also one that only has a name.
+        let named_tcp = names.iter().any(|(_, protocol)| *protocol == PolicyProtocol::Tcp);
+        let goes_by_peer = is_by_number || named_tcp || direction == TrafficDirection::Ingress;
         found.extend(term.filter(|_| goes_by_peer).cloned().map(PeerSet::Pods));
     }
 }

@@ -272,6 +272,7 @@ impl SamplePod {
         PlainPod {
             namespace: self.namespace.into(),
             name: format!("p{number}").into(),
+            is_enrolled: false,
             facts: serde_json::from_value(object).unwrap(),
         }
     }

@@ -15,6 +15,7 @@ fn world() -> PlainWorld {
         world.put_pod(PlainPod {
             namespace: "x".into(),
             name: name.into(),
+            is_enrolled: false,
             facts: Peer {
                 node: "n".into(),
                 labels: LabelSet::from_iter([("pod", name)]),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::Mark;
+use nix::sys::socket::sockopt::{IpTransparent, Mark};
 use ruleset::Protocol;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -104,6 +104,13 @@ fn start(attempt: &Attempt<'_>) -> Result<Flight> {
     if protocol == Protocol::Tcp {
         // A reset at the end: no connection waits in the kernel, and none is found again.
         sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
+    }
+    if sender.mark != 0 {
+        // ztunnel has its clients' addresses.
+        match from {
+            IpAddr::V4(_) => setsockopt(&socket, IpTransparent, &true)?,
+            IpAddr::V6(_) => sockopt::set_ipv6_freebind(&socket, true)?,
+        }
     }
     bind(&socket, &SocketAddr::new(from, 0)).with_context(|| format!("bind a socket to {from}"))?;
     let port = if matches!(protocol, Protocol::Tcp | Protocol::Udp) { to.port() } else { 0 };

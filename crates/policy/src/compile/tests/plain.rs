@@ -153,7 +153,7 @@ fn names_of_ports_of_too_many_peers_have_no_sets_and_are_told() {
     };
     let spec = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule(200, 200), rule(2, 3)]});
     let world = world_of(&[("n", spec)]);
-    assert_eq!(indexed(&world).sets().count(), 6);
+    assert_eq!(indexed(&world).sets().count(), 8);
     let rules = compiled(&world);
     assert_eq!(chain_sizes(&rules), [13]);
     let told: Vec<_> = rules.left_out.iter().map(|one| (one.rule, one.reason)).collect();

@@ -59,6 +59,7 @@ fn pod(namespace: usize, number: usize) -> PlainPod {
     PlainPod {
         namespace: format!("ns{namespace}").into(),
         name: format!("p{number}").into(),
+        is_enrolled: false,
         facts: Peer {
             node: if number == 0 { "n1" } else { "n2" }.into(),
             labels: LabelSet::from_iter([("app", ["a", "b", "c"][number % 3]), ("kind", "pod")]),
