@@ -226,7 +226,7 @@ fn compiled(
 ) -> Option<Arc<CompiledPod>> {
     classes.iter().next()?;
     // Addresses of Services are judged as any other address.
-    let point = PodPoint { node, services: false };
+    let point = PodPoint { node, ..PodPoint::default() };
     Some(Arc::new(compile_pod(index, classes, &point, backend)))
 }
 

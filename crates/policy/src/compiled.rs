@@ -1,9 +1,11 @@
 //! What compiled rules do to connections, for a cluster of plain objects and without a kernel.
 
+mod node;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use ruleset::eval::{Packet, Verdict, evaluate};
+use ruleset::eval::{Packet, RulePlace, Verdict, evaluate};
 use ruleset::{Backend, Contents, Family, Hook, Key, Protocol, SetDelta};
 
 use crate::compile::{CompiledPod, PodPoint, compile_pod};
@@ -12,6 +14,8 @@ use crate::{
     FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, TUNNEL_PORT, Traffic, World as _,
     ZTUNNEL_MARK, service_verdicts,
 };
+
+pub use node::CompiledNodes;
 
 /// The rules of each pod of a cluster in its own network namespace, and what is in their sets.
 #[derive(Debug)]
@@ -139,10 +143,7 @@ impl<'w> CompiledPods<'w> {
             let layers = std::slice::from_ref(&compiled.rules);
             let found = evaluate(layers, self.backend, packet, *hook, false, contents);
             verdict.is_allowed = found.verdict == Verdict::Pass;
-            verdict.decided_by = found.decided_by.map_or_else(
-                || "no rule".to_owned(),
-                |place| format!("{}[{}] {}", place.chain.name, place.index, place.rule.why),
-            );
+            verdict.decided_by = text(found.decided_by);
             if !verdict.is_allowed {
                 break;
             }
@@ -154,6 +155,14 @@ impl<'w> CompiledPods<'w> {
 /// What the network carries of a connection's packet.
 fn outer(flow: &PolicyFlow, packet: Packet) -> Packet {
     if flow.route == FlowRoute::Tunnel { Packet { destination_port: TUNNEL_PORT, ..packet } } else { packet }
+}
+
+/// The rule that decided, for people.
+fn text(decided_by: Option<RulePlace<'_>>) -> String {
+    decided_by.map_or_else(
+        || "no rule".to_owned(),
+        |place| format!("{}[{}] {}", place.chain.name, place.index, place.rule.why),
+    )
 }
 
 /// The interface of pods.

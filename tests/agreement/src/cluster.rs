@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use kernel::nft::Nftables;
 use kernel::sets::Sets;
 use kernel::{Choice, Kernel};
-use policy::compiled::{CompiledPods, PodRules, ServicePoint};
+use policy::compiled::{CompiledNodes, CompiledPods, PodRules, ServicePoint};
 use policy::{FlowRoute, PlainWorld, PolicyFlow, Traffic, World as _};
 use ruleset::{Contents, Plan, Protocol, SetDelta};
 use testkit::probe::{Listener, Listeners};
@@ -147,19 +147,47 @@ impl Cluster {
         Ok(())
     }
 
+    /// Loads the rules of all nodes; what was loaded before goes.
+    ///
+    /// # Errors
+    /// The kernel refuses a step.
+    pub fn load_nodes(&mut self, nodes: &CompiledNodes<'_>) -> Result<()> {
+        for (name, node) in nodes.nodes() {
+            let Some(own) = self.layout().nodes.get(name).cloned() else { continue };
+            let plan = Plan {
+                backend: self.loader.backend(),
+                routing: Vec::new(),
+                layers: vec![node.rules.clone()],
+            };
+            self.replace(name, &own, plan, &node.contents)
+                .with_context(|| format!("rules of node {name}"))?;
+        }
+        Ok(())
+    }
+
     fn load_pod(&mut self, addresses: &BTreeSet<IpAddr>, rules: &PodRules) -> Result<()> {
         let plan = self.plan(rules);
+        if !self.loaded.contains_key(addresses) && plan.layers.iter().all(|layer| layer.tables.is_empty()) {
+            return Ok(());
+        }
+        self.replace(&pod_place(addresses), addresses, plan, &rules.contents)
+    }
+
+    /// Puts a plan, of which the first layer is that of policies, in the place of what a namespace has.
+    fn replace(
+        &mut self,
+        place: &str,
+        addresses: &BTreeSet<IpAddr>,
+        plan: Plan,
+        contents: &Contents,
+    ) -> Result<()> {
+        if self.loaded.get(addresses).is_some_and(|(before, with)| (before, with) == (&plan, contents)) {
+            return Ok(());
+        }
         let iptables = self.loader.iptables();
         let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-        if self.loaded.get(addresses).is_some_and(|(before, with)| (before, with) == (&plan, &rules.contents))
-        {
-            return Ok(());
-        }
         let before = self.loaded.remove(addresses);
-        if before.is_none() && plan.layers.iter().all(|layer| layer.tables.is_empty()) {
-            return Ok(());
-        }
-        let namespace = self.network.namespace(&pod_place(addresses))?;
+        let namespace = self.network.namespace(place)?;
         let backend = plan.backend;
         namespace.enter(|inside| -> Result<()> {
             if let Some((before, _)) = &before {
@@ -168,16 +196,15 @@ impl Cluster {
                     Sets::open(inside, backend, layer)?.destroy()?;
                 }
             }
-            let compiled = &rules.compiled.rules;
-            let mut sets = Sets::open(inside, backend, compiled)?;
+            let policies = plan.layers.first().context("a layer of policies")?;
+            let mut sets = Sets::open(inside, backend, policies)?;
             sets.prepare()?;
             kernel.apply(inside, Choice::Only(backend), |_| plan.clone())?;
-            let kept = compiled.tables.iter().flat_map(|table| &table.sets);
+            let kept = policies.tables.iter().flat_map(|table| &table.sets).filter(|set| set.is_kept());
             let deltas: Vec<(String, SetDelta)> = kept
-                .filter(|set| set.fixed_elements().is_empty())
                 .map(|set| {
                     let mut delta = SetDelta::default();
-                    rules.contents.of(&set.name).for_each(|element| delta.add(element.clone()));
+                    contents.of(&set.name).for_each(|element| delta.add(element.clone()));
                     (set.name.to_string(), delta)
                 })
                 .filter(|(_, delta)| delta.added().next().is_some())
@@ -189,7 +216,7 @@ impl Cluster {
             ensure!(differences.is_empty(), "after loading: {differences:?}");
             Ok(())
         })??;
-        self.loaded.insert(addresses.clone(), (plan, rules.contents.clone()));
+        self.loaded.insert(addresses.clone(), (plan, contents.clone()));
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use agreement::lab::Loader;
 use capture::settings::Mode;
 use conformance::golden_dir;
 use policy::cases::{CaseFile, CaseState, point_difference};
-use policy::compiled::CompiledPods;
+use policy::compiled::{CompiledNodes, CompiledPods};
 use policy::{FlowRoute, ServiceWorld as _};
 
 /// The families that are about what packets do at one time.
@@ -23,6 +23,14 @@ const FAMILIES: [&str; 8] =
 const TUNNEL: &str = "mesh/hbone";
 /// Of the reference cases the first combination takes one state in so many, and each other one.
 const ONE_IN: [usize; 2] = [3, 30];
+
+/// How rules are loaded, what is beside them, and whether they are those of nodes or those of pods.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    loader: Loader,
+    mesh: Mesh,
+    in_nodes: bool,
+}
 
 /// What was tried, and what was not as it should be.
 #[derive(Debug, Default)]
@@ -41,18 +49,21 @@ fn real_packets_do_what_the_file_says() {
     let path = own.clone().map_or_else(|| golden_dir().unwrap().join("policy/cases.json"), Into::into);
     let file = CaseFile::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
     let meshes = [Mesh::None, Mesh::Sidecar(Mode::Redirect), Mesh::Sidecar(Mode::Tproxy), Mesh::Ambient];
-    let all = meshes.iter().flat_map(|mesh| Loader::ALL.map(|loader| (loader, *mesh)));
+    let in_pods =
+        meshes.iter().flat_map(|mesh| Loader::ALL.map(|loader| Way { loader, mesh: *mesh, in_nodes: false }));
+    let in_nodes = Way { loader: Loader::Nft, mesh: Mesh::None, in_nodes: true };
+    let all = in_pods.chain([in_nodes]);
     let mut differences = Vec::new();
-    for (number, (loader, mesh)) in all.enumerate() {
+    for (number, way) in all.enumerate() {
         let begin = Instant::now();
         let is_chosen = |state: &CaseState<'_>, at: usize| {
-            let tunnel = mesh == Mesh::Ambient && state.case.starts_with(TUNNEL);
+            let tunnel = way.mesh == Mesh::Ambient && state.case.starts_with(TUNNEL);
             let part = FAMILIES.contains(&state.family) && at % ONE_IN[usize::from(number > 0)] == number;
             own.is_some() || tunnel || part
         };
-        let seen = run(&file, loader, mesh, is_chosen);
+        let seen = run(&file, way, is_chosen);
         println!(
-            "{loader:?} {mesh:?}: states: {}, connections: {}, allowed: {}, clusters: {}, differences: {}; {:?}",
+            "{way:?}: states: {}, connections: {}, allowed: {}, clusters: {}, differences: {}; {:?}",
             seen.states,
             seen.connections,
             seen.allowed,
@@ -61,17 +72,12 @@ fn real_packets_do_what_the_file_says() {
             begin.elapsed()
         );
         assert!(seen.states > 0 && seen.allowed > 0 && seen.allowed < seen.connections, "{seen:?}");
-        differences.extend(seen.differences.into_iter().map(|one| format!("{loader:?} {mesh:?}: {one}")));
+        differences.extend(seen.differences.into_iter().map(|one| format!("{way:?}: {one}")));
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
-fn run(
-    file: &CaseFile,
-    loader: Loader,
-    mesh: Mesh,
-    is_chosen: impl Fn(&CaseState<'_>, usize) -> bool,
-) -> Seen {
+fn run(file: &CaseFile, way: Way, is_chosen: impl Fn(&CaseState<'_>, usize) -> bool) -> Seen {
     let (mut seen, mut cluster, mut at) = (Seen::default(), None, 0);
     // One cluster has them all, so that few are made.
     let mut addresses = BTreeSet::new();
@@ -84,7 +90,7 @@ fn run(
     file.states(|state| {
         at += 1;
         if is_chosen(state, at) {
-            compare(state, &addresses, &mut cluster, (loader, mesh), &mut seen);
+            compare(state, &addresses, &mut cluster, way, &mut seen);
         }
         Ok(())
     })
@@ -96,10 +102,12 @@ fn compare(
     state: &CaseState<'_>,
     addresses: &BTreeSet<IpAddr>,
     cluster: &mut Option<Cluster>,
-    (loader, mesh): (Loader, Mesh),
+    way: Way,
     seen: &mut Seen,
 ) {
     let world = state.world;
+    let Way { loader, mesh, in_nodes } = way;
+    let nodes = CompiledNodes::new(world);
     let pods = CompiledPods::new(world, loader.backend(), |_| mesh == Mesh::Ambient);
     let (mut names, mut tried) = (Vec::new(), Vec::new());
     for connection in state.connections().unwrap() {
@@ -110,7 +118,11 @@ fn compare(
                 continue;
             }
             let service = connection.service.flatten();
-            let evaluated = pods.egress(flow, service).is_allowed && pods.ingress(flow).is_allowed;
+            let evaluated = if in_nodes {
+                nodes.judge(flow).is_allowed
+            } else {
+                pods.egress(flow, service).is_allowed && pods.ingress(flow).is_allowed
+            };
             let expected = connection.allows(flow).unwrap();
             let name =
                 format!("{} step {}: {} to {}", state.case, state.step, connection.name, flow.destination);
@@ -127,7 +139,11 @@ fn compare(
         seen.clusters += 1;
     }
     let Some(cluster) = cluster else { return };
-    cluster.load(world, &pods).unwrap();
+    if in_nodes {
+        cluster.load_nodes(&nodes).unwrap();
+    } else {
+        cluster.load(world, &pods).unwrap();
+    }
     let found = cluster.run(&tried).unwrap();
     seen.states += 1;
     seen.connections += tried.len();

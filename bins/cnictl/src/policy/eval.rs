@@ -40,6 +40,18 @@ pub(crate) struct EvalArgs {
     /// Compare what the rules for this backend do, too
     #[arg(long, value_name = "BACKEND")]
     compiled: Option<CompiledFor>,
+    /// Where these rules are; a node has them for nftables
+    #[arg(long, value_name = "POINT", requires = "compiled", default_value = "pod")]
+    point: Point,
+}
+
+/// Where rules of policies are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Point {
+    /// In the network namespaces of pods
+    Pod,
+    /// In those of nodes
+    Node,
 }
 
 /// The backend that rules are for.
@@ -67,11 +79,18 @@ impl EvalArgs {
         let mut count = report.differences.len();
         let mut summary = format!("{looked_at}; each verdict is as the file says\n");
         if let Some(backend) = self.compiled.map(CompiledFor::backend) {
-            let rules = file.compare_rules(backend).with_context(|| format!("use {name}"))?;
+            let (rules, place) = match (self.point, backend) {
+                (Point::Pod, _) => (file.compare_rules(backend), "pods"),
+                (Point::Node, Backend::Nftables) => (file.compare_node_rules(), "nodes"),
+                (Point::Node, Backend::Iptables) => {
+                    bail!("a node has no rules for iptables; give --compiled nftables, or --point pod")
+                }
+            };
+            let rules = rules.with_context(|| format!("use {name}"))?;
             count += rules.differences.len();
             let _ = writeln!(
                 summary,
-                "rules for {backend} in pods, connections: {}; each does as the file says{}",
+                "rules for {backend} in {place}, connections: {}; each does as the file says{}",
                 rules.connections,
                 if rules.known.is_empty() { "" } else { ", or why not is known" }
             );

@@ -62,6 +62,12 @@ fn compiled_rules_are_compared_too() {
             )
         );
     }
+    let text = files.run("policy eval --cases @cases.json --compiled nftables --point node").ok();
+    assert!(
+        text.ends_with("rules for nftables in nodes, connections: 5; each does as the file says\n"),
+        "{text}"
+    );
+    files.run("policy eval --cases @cases.json --compiled iptables --point node").fails(1, &["--point pod"]);
     let mut other = cases();
     let case = &mut other["cases"][0];
     case["flows"][0]["allowed"] = json!(false);

@@ -46,7 +46,7 @@ impl Setup {
         let address: IpAddr = address.parse().unwrap();
         let labels: LabelSet = labels.iter().copied().collect();
         let facts = Peer { labels: labels.clone(), addresses: [address].into(), ..Peer::default() };
-        self.world.put_pod(PlainPod { namespace: "x".into(), name: of.into(), facts });
+        self.world.put_pod(PlainPod { namespace: "x".into(), name: of.into(), is_enrolled: false, facts });
         let local = LocalFacts { labels, addresses: [address].into() };
         let mut effects = match is_local {
             true => self.index.local_pod(&self.world, &name(of), Some(local)),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ruleset::Backend;
 
 use super::{CaseConnection, CaseDifference, CaseError, CaseFile, CaseState, CasesError};
-use crate::compiled::{CompiledPods, PointVerdict};
+use crate::compiled::{CompiledNodes, CompiledPods, PointVerdict};
 use crate::{FlowRoute, PlainWorld, PolicyFlow, ServiceWorld as _, World as _, verdict};
 
 /// What a comparison with rules comes to.
@@ -48,6 +48,17 @@ impl CaseFile {
         self.states(|state| report.state(state, backend))?;
         Ok(report)
     }
+
+    /// Compares each verdict of the file with what the rules of the two ends' nodes do, for nf_tables. What is in the tunnel of ambient mode is judged in
+    /// pods, and left out here.
+    ///
+    /// # Errors
+    /// A case cannot be used.
+    pub fn compare_node_rules(&self) -> Result<RulesReport, CasesError> {
+        let mut report = RulesReport::default();
+        self.states(|state| report.node_state(state))?;
+        Ok(report)
+    }
 }
 
 // === impl RulesReport ===
@@ -58,6 +69,21 @@ impl RulesReport {
         for connection in state.connections()? {
             for flow in &connection.flows {
                 self.flow(state, &pods, &connection, flow);
+            }
+        }
+        Ok(())
+    }
+
+    fn node_state(&mut self, state: &CaseState<'_>) -> Result<(), CaseError> {
+        let nodes = CompiledNodes::new(state.world);
+        for connection in state.connections()? {
+            for flow in connection.flows.iter().filter(|flow| flow.route != FlowRoute::Tunnel) {
+                self.connections += 1;
+                let (expected, found) = (connection.allows(flow), nodes.judge(flow));
+                if expected.is_some_and(|expected| expected != found.is_allowed) {
+                    let found = (found.is_allowed, format!("node {}", text(&found)));
+                    self.differences.push(difference(state, &connection, flow, !found.0, &found));
+                }
             }
         }
         Ok(())
@@ -77,19 +103,31 @@ impl RulesReport {
         if found == expected {
             return;
         }
-        let said = |allowed| if allowed { "allowed" } else { "denied" };
         let [egress, ingress] = ends.map(|end| text(&end));
-        let difference = CaseDifference {
-            case: state.case.to_owned(),
-            step: state.step,
-            connection: format!("{} (to {})", connection.name, flow.destination),
-            expected: said(expected).to_owned(),
-            found: format!("{} (egress {egress}; ingress {ingress})", said(found)),
-        };
+        let found = (found, format!("egress {egress}; ingress {ingress}"));
+        let difference = difference(state, connection, flow, expected, &found);
+        let found = found.0;
         match point_difference(state.world, connection, flow, found) {
             Some(known) => self.known.push((difference, known)),
             None => self.differences.push(difference),
         }
+    }
+}
+
+fn difference(
+    state: &CaseState<'_>,
+    connection: &CaseConnection<'_>,
+    flow: &PolicyFlow,
+    expected: bool,
+    (found, why): &(bool, String),
+) -> CaseDifference {
+    let said = |allowed| if allowed { "allowed" } else { "denied" };
+    CaseDifference {
+        case: state.case.to_owned(),
+        step: state.step,
+        connection: format!("{} (to {})", connection.name, flow.destination),
+        expected: said(expected).to_owned(),
+        found: format!("{} ({why})", said(*found)),
     }
 }
 

@@ -9,4 +9,5 @@ mod json;
 mod manifests;
 mod policies;
 mod prev_result;
+mod verdicts;
 mod zds;
