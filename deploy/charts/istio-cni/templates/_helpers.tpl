@@ -52,7 +52,7 @@ operator.istio.io/component: Cni
 {{/* Whether the agent enters pods' network namespaces: "true" or nothing. Takes the values. */}}
 {{- define "istio-cni.enters" -}}
 {{- $repairs := and .repair.enabled .repair.repairPods }}
-{{- if or .ambient.enabled .agent.takePodsOutOfAmbient .verification.enabled $repairs }}true{{ end }}
+{{- if or .ambient.enabled .agent.takePodsOutOfAmbient .verification.enabled $repairs (eq .agent.policyEnforcement "on") }}true{{ end }}
 {{- end -}}
 
 {{/* Whether the agent's pod uses the node's network: "true" or nothing. Takes the values. */}}
@@ -122,6 +122,14 @@ operator.istio.io/component: Cni
   "HEALTH_METRICS_SHORT_NAMES" $values.agent.healthMetricsShortNames
   "CONFLICT_RESOLUTION" $values.agent.conflictResolution
   "CONFLICTS_BLOCK_READY" $values.agent.conflictsBlockReady
+  "POLICY_ENFORCEMENT" $values.agent.policyEnforcement
+  "POLICY_POINT" $values.agent.policyPoint
+  "POLICY_ESTABLISHED" $values.agent.policyEstablished
+  "POLICY_EGRESS_TO_OWN_NODE" $values.agent.policyEgressToOwnNode
+  "POLICY_UNPREPARED" $values.agent.policyUnprepared
+  "POLICY_DENY" $values.agent.policyDeny
+  "POLICY_HBONE" $values.agent.policyHbone
+  "POLICY_POD_POINT_MAX" $values.agent.policyPodPointMax
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))

@@ -56,6 +56,14 @@ const KNOWN: &[&str] = &[
     "HEALTH_METRICS_SHORT_NAMES",
     "CONFLICT_RESOLUTION",
     "CONFLICTS_BLOCK_READY",
+    "POLICY_ENFORCEMENT",
+    "POLICY_POINT",
+    "POLICY_ESTABLISHED",
+    "POLICY_EGRESS_TO_OWN_NODE",
+    "POLICY_UNPREPARED",
+    "POLICY_DENY",
+    "POLICY_HBONE",
+    "POLICY_POD_POINT_MAX",
     "CAPTURE",
     "CNI_CACHE_DIR",
     "CONFIG_DIR",
@@ -141,6 +149,14 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.healthMetricsShortNames=true",
         "agent.conflictResolution=off",
         "agent.conflictsBlockReady=node-errors",
+        "agent.policyEnforcement=on",
+        "agent.policyPoint=pod",
+        "agent.policyEstablished=keep",
+        "agent.policyEgressToOwnNode=allow",
+        "agent.policyUnprepared=fail",
+        "agent.policyDeny=reject",
+        "agent.policyHbone=port",
+        "agent.policyPodPointMax=5000",
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=false",
@@ -155,7 +171,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 20, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 28, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -199,6 +215,15 @@ fn each_value_sets_its_option() {
         ("agent.healthMetricsShortNames=false", "HEALTH_METRICS_SHORT_NAMES", None),
         ("agent.conflictResolution=off", "CONFLICT_RESOLUTION", Some("off")),
         ("agent.conflictsBlockReady=node-errors", "CONFLICTS_BLOCK_READY", Some("node-errors")),
+        ("agent.policyEnforcement=on", "POLICY_ENFORCEMENT", Some("on")),
+        ("agent.policyPoint=pod", "POLICY_POINT", Some("pod")),
+        ("agent.policyEstablished=keep", "POLICY_ESTABLISHED", Some("keep")),
+        ("agent.policyEgressToOwnNode=allow", "POLICY_EGRESS_TO_OWN_NODE", Some("allow")),
+        ("agent.policyUnprepared=fail", "POLICY_UNPREPARED", Some("fail")),
+        ("agent.policyDeny=reject", "POLICY_DENY", Some("reject")),
+        ("agent.policyHbone=port", "POLICY_HBONE", Some("port")),
+        ("agent.policyPodPointMax=5000", "POLICY_POD_POINT_MAX", Some("5000")),
+        ("agent.policyEnforcement=", "POLICY_ENFORCEMENT", None),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),
         ("agent.kernelNetworkRuntimeClasses=null", "KERNEL_NETWORK_RUNTIME_CLASSES", None),

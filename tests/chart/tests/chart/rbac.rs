@@ -55,6 +55,15 @@ fn an_open_failure_policy_may_tell_about_it() {
 }
 
 #[test]
+fn policies_are_watched_only_where_they_are_enforced() {
+    let objects = render_set(&["agent.policyEnforcement=on"]).unwrap();
+    let policies = "networking.k8s.io networkpolicies: list,watch";
+    assert_eq!(objects.rights("istio-cni"), [PODS, NAMESPACES, policies, DAEMON_SET, EVENTS]);
+    let none = render_set(&["agent.policyEnforcement=off"]).unwrap();
+    assert_eq!(none.rights("istio-cni"), [PODS, NAMESPACES, DAEMON_SET, EVENTS]);
+}
+
+#[test]
 fn nodes_are_patched_only_where_their_taint_is_the_agents() {
     let rights = |values: &[&str]| render_set(values).unwrap().rights("istio-cni");
     for mode in ["remove", "manage"] {
