@@ -4,7 +4,7 @@
 use conflicts::{BpfProgram, LookedAt, ObservedLink};
 use rustix::io::Errno;
 
-use super::links::Link;
+use super::links::ListedLink;
 use super::programs::query;
 use crate::netlink::wire::{Message, MessageWriter};
 use crate::netlink::{self, NetlinkSocket, flags};
@@ -34,7 +34,7 @@ const MOST: usize = 64;
 const MOST_DISCIPLINES: usize = 16 << 10;
 
 /// Those of the first interfaces.
-pub(super) fn of_links(socket: &mut NetlinkSocket, links: &[Link]) -> LookedAt<Vec<BpfProgram>> {
+pub(super) fn of_links(socket: &mut NetlinkSocket, links: &[ListedLink]) -> LookedAt<Vec<BpfProgram>> {
     if links.len() > MAX_LINKS {
         return LookedAt::Not(format!("filters of interfaces: there are more than {MAX_LINKS} interfaces"));
     }
@@ -44,7 +44,7 @@ pub(super) fn of_links(socket: &mut NetlinkSocket, links: &[Link]) -> LookedAt<V
             return LookedAt::Not(format!("disciplines of interfaces: {}", fault::chain(&error)));
         }
     };
-    let of_link = |link: &Link| of_link(socket, link, filtered.contains(&link.index));
+    let of_link = |link: &ListedLink| of_link(socket, link, filtered.contains(&link.index));
     match links.iter().map(of_link).collect::<Result<Vec<_>, _>>() {
         Ok(found) => LookedAt::Found(found.concat()),
         Err(why) => LookedAt::Not(why),
@@ -70,8 +70,8 @@ fn has_filters(part: &Message<'_>) -> Option<u32> {
 }
 
 /// `filtered`: it has a discipline for filters.
-fn of_link(socket: &mut NetlinkSocket, link: &Link, filtered: bool) -> Result<Vec<BpfProgram>, String> {
-    let Link { index, observed: ObservedLink { name, kind, .. }, .. } = link;
+fn of_link(socket: &mut NetlinkSocket, link: &ListedLink, filtered: bool) -> Result<Vec<BpfProgram>, String> {
+    let ListedLink { index, observed: ObservedLink { name, kind, .. }, .. } = link;
     let mut found = match filtered {
         true => filters(socket, *index, name)
             .map_err(|error| format!("filters of interface {name}: {}", fault::chain(&error)))?,

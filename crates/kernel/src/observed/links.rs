@@ -35,7 +35,7 @@ const SETTINGS: [Setting; 3] = [
 const MOST: usize = 16 << 10;
 
 /// An interface as the kernel lists it.
-pub(super) struct Link {
+pub(super) struct ListedLink {
     pub(super) index: u32,
     pub(super) observed: ObservedLink,
     /// Its settings that rules of ours depend on, by their names below `/proc/sys`; those of a family that it does not have are not there.
@@ -43,7 +43,7 @@ pub(super) struct Link {
 }
 
 /// All of them. Counters, which are most of an answer, are left out.
-pub(super) fn links(socket: &mut NetlinkSocket) -> Result<Vec<Link>, Error> {
+pub(super) fn links(socket: &mut NetlinkSocket) -> Result<Vec<ListedLink>, Error> {
     let failed = |source: netlink::Error| route::unlisted("list the interfaces of the namespace", source);
     let mut request = MessageWriter::with_capacity(64);
     request.message(GET_LINK, flags::REQUEST | flags::DUMP, 1, &[0; HEADER], |w| {
@@ -59,7 +59,7 @@ pub(super) fn links(socket: &mut NetlinkSocket) -> Result<Vec<Link>, Error> {
     Ok(found)
 }
 
-fn link(part: &Message<'_>) -> Option<Link> {
+fn link(part: &Message<'_>) -> Option<ListedLink> {
     let header = part.payload.first_chunk::<HEADER>()?;
     let index = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
     let attributes = part.attributes(HEADER);
@@ -74,17 +74,17 @@ fn link(part: &Message<'_>) -> Option<Link> {
         Some((name, value))
     };
     let settings = SETTINGS.iter().filter_map(setting).collect();
-    Some(Link { index, observed: ObservedLink { name, kind, xdp }, settings })
+    Some(ListedLink { index, observed: ObservedLink { name, kind, xdp }, settings })
 }
 
-impl Link {
+impl ListedLink {
     /// Names below `/proc/sys`, and values.
     pub(super) fn settings(&self) -> impl Iterator<Item = (String, String)> + '_ {
         self.settings.iter().map(|(name, value)| (name.replace("{}", &self.observed.name), value.to_string()))
     }
 }
 
-pub(super) fn names(links: &[Link]) -> HashMap<u32, String> {
+pub(super) fn names(links: &[ListedLink]) -> HashMap<u32, String> {
     links.iter().map(|link| (link.index, link.observed.name.clone())).collect()
 }
 

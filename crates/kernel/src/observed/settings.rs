@@ -10,7 +10,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::links::Link;
+use super::links::ListedLink;
 use crate::netlink::wire::MessageWriter;
 use crate::netlink::{NetlinkSocket, flags};
 
@@ -42,10 +42,10 @@ const USUAL: usize = 256;
 pub(super) fn read(
     socket: &mut NetlinkSocket,
     scope: NetnsScope,
-    links: &[Link],
+    links: &[ListedLink],
     proxy: &PlannedProxy,
 ) -> BTreeMap<String, String> {
-    let mut settings: BTreeMap<String, String> = links.iter().flat_map(Link::settings).collect();
+    let mut settings: BTreeMap<String, String> = links.iter().flat_map(ListedLink::settings).collect();
     for family in FAMILIES {
         settings.extend(of_all_interfaces(socket, family));
     }
