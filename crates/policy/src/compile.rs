@@ -27,7 +27,7 @@ use crate::index::{NamedRoom, PeerSet, PodClasses, PolicyClass, PolicyIndex};
 use crate::terms::{Section, TrafficDirection};
 pub use left::{LeftOut, LeftOutReason};
 pub use log::{LOG_GROUP, LOG_PREFIX, log_number};
-pub use node::{CompiledNode, EgressToOwnNode, Established, NodeRules, NodeSettings, compile_node};
+pub use node::{CompiledNode, EgressToOwnNode, EnforcementSettings, Established, NodeRules, compile_node};
 use rules::Compiler;
 
 /// The owner of the rules.

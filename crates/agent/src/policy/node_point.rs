@@ -11,7 +11,7 @@ use enforcement::{PointError, PointLook, PolicyConfig, PolicyPoint};
 use kernel::Change;
 use kernel::nft::{PartedTable, Thoroughness};
 use netns::Host;
-use policy::compile::{EgressToOwnNode, Established, NodeRules, NodeSettings, POLICY_OWNER};
+use policy::compile::{EgressToOwnNode, EnforcementSettings, Established, NodeRules, POLICY_OWNER};
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 use ruleset::TableKind;
 use rustix::event::{Timespec, epoll};
@@ -27,7 +27,7 @@ const LOOKS_FOR_END: i64 = 10;
 /// What the agent's node has of its pods' policies.
 pub(crate) struct NodePoint {
     config: AmbientConfig,
-    settings: NodeSettings,
+    settings: EnforcementSettings,
     disturbed: Arc<Notify>,
     log: Scope,
     rules: NodeRules,
@@ -47,8 +47,8 @@ struct WatchedTable {
 }
 
 /// The settings of policies as the rules of a node have them.
-pub(crate) fn node_settings(config: &PolicyConfig) -> NodeSettings {
-    NodeSettings {
+pub(crate) fn node_settings(config: &PolicyConfig) -> EnforcementSettings {
+    EnforcementSettings {
         established: if config.cuts { Established::Cut } else { Established::Keep },
         egress_to_own_node: match config.judges_own_node {
             true => EgressToOwnNode::Judge,
@@ -82,7 +82,7 @@ impl NodePoint {
     /// Nothing is looked at or made yet. `disturbed` is told when somebody commits rules.
     pub(crate) fn new(
         config: AmbientConfig,
-        settings: NodeSettings,
+        settings: EnforcementSettings,
         disturbed: Arc<Notify>,
         log: Scope,
     ) -> Self {

@@ -15,7 +15,7 @@ use crate::Change;
 use crate::netlink::NetlinkSocket;
 use crate::watch::{Noticed, open_netfilter, read_commits};
 pub use compare::Thoroughness;
-use compare::{Comparison, compare};
+use compare::{TableComparison, compare};
 
 use super::uapi::family;
 
@@ -81,12 +81,12 @@ impl PartedTable {
             let compared = compare(&mut self.socket, wanted, table, contents, thoroughness)
                 .map_err(|e| question(&format!("compare the table of {}", wanted.owner), e))?;
             let deltas = match compared {
-                Comparison::Missing => {
+                TableComparison::Missing => {
                     self.load(wanted, table, contents, false)?;
                     return Ok(Change::Fresh);
                 }
-                Comparison::Anew => break,
-                Comparison::Parts(deltas) => deltas,
+                TableComparison::Anew => break,
+                TableComparison::Parts(deltas) => deltas,
             };
             if deltas.is_empty() {
                 return Ok(changed);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kernel::Change;
 use kernel::nft::{PartedTable, Thoroughness};
 use netns::Host;
-use policy::compile::{Established, NodeRules, NodeSettings, POLICY_OWNER};
+use policy::compile::{EnforcementSettings, Established, NodeRules, POLICY_OWNER};
 use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex};
 use policy::{PlainPod, PlainWorld, PolicyTerms};
 use ruleset::{Ruleset, TableKind};
@@ -58,7 +58,7 @@ fn link(node: &TestNetns, other: &TestNetns, name: &str, addresses: [&str; 2], r
 }
 
 impl Lab {
-    fn new(settings: NodeSettings) -> Self {
+    fn new(settings: EnforcementSettings) -> Self {
         let [node, a, b, outside] = std::array::from_fn(|_| TestNetns::new().unwrap());
         node.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
         let routes = ["route add 10.1.0.1 dev eth0", "route add default via 10.1.0.1"];
@@ -87,7 +87,7 @@ impl Lab {
     }
 
     /// With its pods and these policies: `b` lets `a` in, and `a` may reach nothing but `b`, both at port 8080.
-    fn isolated(settings: NodeSettings) -> Self {
+    fn isolated(settings: EnforcementSettings) -> Self {
         let mut lab = Self::new(settings);
         lab.put_pod("a", "10.1.0.2", &json!({"app": "a"}));
         lab.put_pod("b", "10.1.0.3", &json!({"app": "b"}));
@@ -186,15 +186,15 @@ fn assert_isolated(lab: &Lab) {
 
 #[test]
 fn a_nodes_rules_judge_the_ends_of_connections() {
-    let mut lab = Lab::new(NodeSettings::default());
+    let mut lab = Lab::new(EnforcementSettings::default());
     let others = sh(&lab.node, "nft list ruleset");
     assert!(lab.reaches(&lab.outside, "192.0.2.1:30080") && lab.reaches(&lab.a, "10.96.0.11:80"));
-    lab = Lab::isolated(NodeSettings::default());
+    lab = Lab::isolated(EnforcementSettings::default());
     assert_isolated(&lab);
     assert!(sh(&lab.node, "nft list ruleset").contains("np:x/b-in#0"));
     // What is right is not touched; who starts anew finds what it would write.
     let before = sh(&lab.node, &format!("nft -a list table {TABLE}"));
-    lab.rules = NodeRules::of(&lab.index, NodeSettings::default(), &|_| true);
+    lab.rules = NodeRules::of(&lab.index, EnforcementSettings::default(), &|_| true);
     assert_eq!(lab.ensure(Thoroughness::Everything), Change::None);
     assert_eq!(sh(&lab.node, &format!("nft -a list table {TABLE}")), before);
     // The client of the node's port is judged by its own address.
@@ -213,7 +213,7 @@ fn a_nodes_rules_judge_the_ends_of_connections() {
 
 #[test]
 fn whatever_others_do_to_a_nodes_rules_is_put_right() {
-    let mut lab = Lab::isolated(NodeSettings::default());
+    let mut lab = Lab::isolated(EnforcementSettings::default());
     let map = sh(&lab.node, &format!("nft list map {TABLE} istio-np-ingress-v4"));
     let chain = map.split("jump ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
     for (drift, thoroughness) in [
@@ -244,7 +244,7 @@ fn whatever_others_do_to_a_nodes_rules_is_put_right() {
 
 #[test]
 fn a_flush_is_heard_and_repaired_at_once() {
-    let mut lab = Lab::isolated(NodeSettings::default());
+    let mut lab = Lab::isolated(EnforcementSettings::default());
     lab.table.heard().unwrap();
     sh(&lab.node, "nft flush ruleset");
     let begun = Instant::now();
@@ -279,7 +279,7 @@ fn goes_on(stream: &mut TcpStream) -> bool {
 #[test]
 fn a_connection_that_is_denied_now_ends_or_goes_on_by_the_setting() {
     for established in [Established::Cut, Established::Keep] {
-        let mut lab = Lab::isolated(NodeSettings { established, ..NodeSettings::default() });
+        let mut lab = Lab::isolated(EnforcementSettings { established, ..EnforcementSettings::default() });
         lab.put_policy(
             "more",
             json!({"podSelector": {"matchLabels": {"app": "b"}}, "ingress": [
@@ -330,7 +330,7 @@ socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM).sendto(frame, ('eth0', 0x0800
 
 #[test]
 fn frames_of_a_pods_own_making_do_not_get_out() {
-    let mut lab = Lab::isolated(NodeSettings::default());
+    let mut lab = Lab::isolated(EnforcementSettings::default());
     lab.a.nft("add table inet own\nadd chain inet own sent { type filter hook output priority 0 ; policy drop ; }").unwrap();
     let counted = "add table ip seen\nadd chain ip seen left { type filter hook postrouting priority 150 ; }\n\
                    add rule ip seen left oifname out udp dport 5555 counter";

@@ -23,7 +23,7 @@ use class::NodeClass;
 
 /// How policies are enforced.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct NodeSettings {
+pub struct EnforcementSettings {
     /// What becomes of connections that are open when policies change.
     pub established: Established,
     /// What pods may reach of their own node.
@@ -66,7 +66,7 @@ pub struct CompiledNode {
 /// What a node's rules are, kept up to date by the effects of events. It says for each event what is to change in the kernel.
 #[derive(Debug, Default)]
 pub struct NodeRules {
-    settings: NodeSettings,
+    settings: EnforcementSettings,
     pods: BTreeMap<LocalName, NodePod>,
     /// The pods that have an address.
     claims: BTreeMap<IpAddr, BTreeSet<LocalName>>,
@@ -86,7 +86,7 @@ struct NodePod {
 }
 
 /// Everything at once: what a starting agent compares the kernel with.
-pub fn compile_node(index: &PolicyIndex, settings: NodeSettings) -> CompiledNode {
+pub fn compile_node(index: &PolicyIndex, settings: EnforcementSettings) -> CompiledNode {
     let node = NodeRules::of(index, settings, &|_| true);
     CompiledNode {
         rules: node.rules(index),
@@ -100,12 +100,16 @@ pub fn compile_node(index: &PolicyIndex, settings: NodeSettings) -> CompiledNode
 
 impl NodeRules {
     /// Without pods.
-    pub fn new(settings: NodeSettings) -> Self {
+    pub fn new(settings: EnforcementSettings) -> Self {
         Self { settings, ..Self::default() }
     }
 
     /// As an index has it, with those pods for which `is_judged` holds.
-    pub fn of(index: &PolicyIndex, settings: NodeSettings, is_judged: &dyn Fn(&LocalName) -> bool) -> Self {
+    pub fn of(
+        index: &PolicyIndex,
+        settings: EnforcementSettings,
+        is_judged: &dyn Fn(&LocalName) -> bool,
+    ) -> Self {
         let mut node = Self::new(settings);
         let pods = index.pods().filter(|(pod, ..)| is_judged(pod)).map(|(pod, facts, classes)| {
             PolicyEffect::PodChanges {

@@ -25,7 +25,7 @@ pub enum Thoroughness {
 }
 
 /// What is to be done.
-pub(super) enum Comparison {
+pub(super) enum TableComparison {
     /// The table is not there.
     Missing,
     /// It is attached in another way, asleep, or has so much in it that it is not worth while to say what.
@@ -47,22 +47,22 @@ pub(super) fn compare(
     table: &Table,
     contents: &Contents,
     thoroughness: Thoroughness,
-) -> Result<Comparison, Error> {
+) -> Result<TableComparison, Error> {
     let place = TableOf { owner: &wanted.owner, kind: table.kind };
     match list::tables(socket, family::INET)?.iter().find(|listed| listed.name == place.name()) {
-        None => return Ok(Comparison::Missing),
-        Some(listed) if listed.dormant => return Ok(Comparison::Anew),
+        None => return Ok(TableComparison::Missing),
+        Some(listed) if listed.dormant => return Ok(TableComparison::Anew),
         Some(_) => {}
     }
-    let Some(expected) = expected::planned(wanted).pop() else { return Ok(Comparison::Anew) };
+    let Some(expected) = expected::planned(wanted).pop() else { return Ok(TableComparison::Anew) };
     let Some(held) = held(socket, &expected, table, contents, thoroughness)? else {
-        return Ok(Comparison::Anew);
+        return Ok(TableComparison::Anew);
     };
     let [mut gains, mut changes, mut losses] = <[TableDelta; 3]>::default();
     if !compare_chains(&expected, table, &held, &mut changes)
         || !compare_sets(&expected, table, &held, [&mut gains, &mut changes, &mut losses], contents)
     {
-        return Ok(Comparison::Anew);
+        return Ok(TableComparison::Anew);
     }
     if thoroughness == Thoroughness::Everything {
         for set in table.sets.iter().filter(|set| set.is_kept()) {
@@ -71,7 +71,7 @@ pub(super) fn compare(
         }
     }
     let deltas = [gains, changes, losses].into_iter().filter(|delta| !delta.is_empty());
-    Ok(Comparison::Parts(deltas.collect()))
+    Ok(TableComparison::Parts(deltas.collect()))
 }
 
 /// What there is; nothing where that is too much, or a base chain is not as it should be.

@@ -3,7 +3,7 @@
 use ruleset::{Action, Base, Chain, ChainKind, CtState, Family, Hook, KeyType, Match, Rule, Set, Side};
 
 use super::super::{EGRESS_PRIORITY, OWN_NODE, answers, discovery};
-use super::{EgressToOwnNode, Established, NodeSettings};
+use super::{EgressToOwnNode, EnforcementSettings, Established};
 use crate::terms::TrafficDirection;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -38,7 +38,7 @@ pub(super) fn sets() -> impl Iterator<Item = Set> {
     maps.chain(FAMILIES.map(|family| of(local_set(family), family)))
 }
 
-pub(super) fn chains(settings: NodeSettings) -> Vec<Chain> {
+pub(super) fn chains(settings: EnforcementSettings) -> Vec<Chain> {
     let mut egress = never_judged(settings);
     egress.extend(judged(TrafficDirection::Egress));
     let mut ingress = never_judged(settings);
@@ -63,7 +63,7 @@ fn base(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chai
     Chain { name: name.into(), base, rules, leading: 0 }
 }
 
-fn never_judged(settings: NodeSettings) -> Vec<Rule> {
+fn never_judged(settings: EnforcementSettings) -> Vec<Rule> {
     let mut rules: Vec<Rule> = answers(&Action::Accept).into();
     if settings.established == Established::Keep {
         let open = vec![Match::CtState(CtState::Established)];

@@ -49,7 +49,7 @@ proptest! {
     fn a_nodes_rules_do_what_the_verdict_says(world in SampleWorld::any()) {
         let (world, flows) = (world.plain(), flows());
         let index = indexed_by_owner(&world);
-        let node = compile_node(&index, NodeSettings::default());
+        let node = compile_node(&index, EnforcementSettings::default());
         prop_assert_eq!((ruleset::check(&node.rules), &*node.left_out, &*node.refused), (Ok(()), &[][..], &[][..]));
         let layers = std::slice::from_ref(&node.rules);
         for flow in &flows {
@@ -71,7 +71,7 @@ fn policy(namespace: &str, name: &str, spec: serde_json::Value) -> PolicyTerms {
 }
 
 /// A pod of a node without other pods, and what its policies come to.
-fn isolated(settings: NodeSettings) -> CompiledNode {
+fn isolated(settings: EnforcementSettings) -> CompiledNode {
     let (world, mut index) = (PlainWorld::default(), PolicyIndex::default());
     let terms =
         policy("x", "p", serde_json::json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}));
@@ -97,9 +97,9 @@ fn is_dropped(node: &CompiledNode, packet: &Packet, hook: Hook) -> bool {
 fn what_is_never_judged_and_what_settings_say() {
     use ruleset::eval::State;
     let [cut, keep, free] = [
-        NodeSettings::default(),
-        NodeSettings { established: Established::Keep, ..NodeSettings::default() },
-        NodeSettings { egress_to_own_node: EgressToOwnNode::Allow, ..NodeSettings::default() },
+        EnforcementSettings::default(),
+        EnforcementSettings { established: Established::Keep, ..EnforcementSettings::default() },
+        EnforcementSettings { egress_to_own_node: EgressToOwnNode::Allow, ..EnforcementSettings::default() },
     ]
     .map(isolated);
     let new = tcp("10.0.0.1", "203.0.113.9");
@@ -125,7 +125,7 @@ fn what_is_never_judged_and_what_settings_say() {
 
 #[test]
 fn the_own_node_is_who_sends_from_it_and_is_no_pod() {
-    let node = isolated(NodeSettings::default());
+    let node = isolated(EnforcementSettings::default());
     let from = |source, in_interface: &str, own_source, owner: Option<u32>| {
         let owner = owner.map(|uid| Owner { uid, gid: uid });
         let packet = tcp(source, "10.0.0.1");
@@ -143,7 +143,7 @@ fn the_own_node_is_who_sends_from_it_and_is_no_pod() {
 
 #[test]
 fn a_denial_is_counted_and_logged_with_its_class() {
-    let node = isolated(NodeSettings::default());
+    let node = isolated(EnforcementSettings::default());
     let layers = std::slice::from_ref(&node.rules);
     let packet = tcp("203.0.113.9", "10.0.0.1");
     let found = evaluate(layers, Backend::Nftables, &packet, Hook::Postrouting, false, &node.contents);
@@ -170,7 +170,7 @@ fn a_class_whose_name_another_has_denies_everything() {
         index.local_pod(&world, &pod, Some(LocalFacts { labels: facts::LabelSet::default(), addresses }));
         classes.push(index.classes_of(&pod).unwrap().ingress.clone().unwrap());
     }
-    let mut node = NodeRules::new(NodeSettings::default());
+    let mut node = NodeRules::new(EnforcementSettings::default());
     node.claim_name_for_test(&classes[1], &classes[0]);
     let pods: Vec<PolicyEffect> = index
         .pods()
@@ -198,7 +198,7 @@ pub(crate) struct FollowedNode {
 
 impl Default for FollowedNode {
     fn default() -> Self {
-        let node = NodeRules::new(NodeSettings::default());
+        let node = NodeRules::new(EnforcementSettings::default());
         let table = node.rules(&PolicyIndex::default()).tables.remove(0);
         Self { node, table, contents: Contents::default() }
     }
@@ -210,7 +210,7 @@ impl FollowedNode {
         for delta in self.node.apply(effects, index) {
             self.transaction(&delta);
         }
-        let wanted = compile_node(index, NodeSettings::default());
+        let wanted = compile_node(index, EnforcementSettings::default());
         let Table { sets, chains, .. } = &wanted.rules.tables[0];
         let named = |table: &[Set]| {
             table.iter().map(|set| (set.name.clone(), set.clone())).collect::<BTreeMap<_, _>>()
