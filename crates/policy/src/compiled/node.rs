@@ -7,7 +7,7 @@ use ruleset::eval::{Owner, Packet, Verdict, evaluate};
 use ruleset::{Backend, Hook};
 
 use super::{PointVerdict, indexed, packet, text};
-use crate::compile::{CompiledNode, NodeSettings, compile_node};
+use crate::compile::{CompiledNode, EnforcementSettings, compile_node};
 use crate::{FlowRoute, PlainWorld, PolicyFlow, World as _};
 
 /// The rules of each node of a cluster in its own network namespace, for nf_tables.
@@ -22,7 +22,7 @@ pub struct CompiledNodes<'w> {
 impl<'w> CompiledNodes<'w> {
     /// Compiles the policies for all nodes that have pods.
     pub fn new(world: &'w PlainWorld) -> Self {
-        let compiled = |node| (node, compile_node(&indexed(world, node), NodeSettings::default()));
+        let compiled = |node| (node, compile_node(&indexed(world, node), EnforcementSettings::default()));
         Self { world, nodes: world.pod_nodes().into_iter().map(compiled).collect() }
     }
 
