@@ -1,12 +1,14 @@
 //! Network policies in the node's namespace.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::ensure;
 use serde_json::json;
 use testkit::apiserver::Resource;
 use testkit::mesh::Mesh;
-use testkit::{Launch, PATIENCE, eventually};
+use testkit::probe::{Flow, Listener, Listeners};
+use testkit::{Families, Launch, PATIENCE, Pod, PodCall, PodObject, eventually};
 
 const TABLE: &str = "istio-policy-mangle";
 
@@ -81,4 +83,57 @@ fn policies_are_in_force_put_right_adopted_and_taken_off() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Rules are there before an ADD ends, and gone before the address is; without an agent the pod is guarded instead, wherever the agent is killed.
+#[test]
+fn a_pod_that_starts_is_isolated_from_its_first_packet() {
+    let mesh = Mesh::new().unwrap();
+    let policy = json!({"metadata": {"namespace": "default", "name": "closed"},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}});
+    mesh.node.api.set_object(Resource::NetworkPolicies, policy);
+    let on = || agent(&mesh).env("POLICY_ENFORCEMENT", "on").ready().unwrap();
+    let mut running = Some(on());
+    let snapshot = mesh.node.state_dir().join("policies.snapshot");
+    eventually("what is known of policies is kept", PATIENCE, || {
+        let text = std::fs::read_to_string(&snapshot)?;
+        ensure!(text.contains("policy np default closed yes no"), "{text}");
+        Ok(())
+    })
+    .unwrap();
+    let guarded = |pod: &Pod| pod.nft_text().unwrap().contains("istio-np-guard-in");
+    // The agent is there, is killed so many milliseconds after the ADD begins, is gone.
+    for (round, killed) in [None, Some(0), Some(4), Some(9), Some(15), None].into_iter().enumerate() {
+        let pod = Pod::new(Families::V4).unwrap();
+        let there = Listeners::start(&pod, [Listener::tcp(8080)]).unwrap();
+        let (name, uid) = (format!("web-{round}"), format!("uid-{round}"));
+        let object = PodObject::named(&name).uid(&uid).label("app", "web").on_node("n1").container("app");
+        mesh.node.api.set_pod(object);
+        let call = PodCall::new(&mesh.node, &name, &uid, pod.path()).unwrap();
+        std::thread::scope(|scope| {
+            let add = scope.spawn(|| call.add().unwrap());
+            if let Some(after) = killed {
+                std::thread::sleep(Duration::from_millis(after));
+                if let Some(agent) = running.take() {
+                    agent.kill().unwrap();
+                }
+            }
+            add.join().unwrap()
+        });
+        let is_led = shell(&mesh, &format!("nft list map inet {TABLE} istio-np-ingress-v4 2>&1 || true"))
+            .contains("10.77.0.2");
+        assert!(is_led || guarded(&pod), "round {round}: nothing isolates the pod");
+        if guarded(&pod) {
+            let to = (pod.ips()[0], 8080).into();
+            let flow = Flow::from(pod.peer()).patience(Duration::from_millis(200)).tcp(to).unwrap();
+            assert_eq!((flow.port(), there.take_records().len()), (None, 0), "round {round}");
+        }
+        if running.is_some() {
+            assert!(is_led && !guarded(&pod), "round {round}: the agent has it in force");
+            call.run("DEL").unwrap();
+            wait_isolated(&mesh, &[]);
+        } else if round < 4 {
+            running = Some(on());
+        }
+    }
 }
