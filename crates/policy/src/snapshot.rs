@@ -21,7 +21,7 @@ use facts::networkpolicy::PolicyProtocol;
 use crate::index::{PeerMember, PeerSet, PolicyIndex};
 use crate::terms::{PolicyTerms, RuleTerms, TrafficDirection};
 pub use head::{PodIsolation, SubjectPod, find_isolation};
-use words::{Words, WordsOut};
+use words::{SnapshotWords, SnapshotWriter};
 
 /// The first line.
 const MAGIC: &str = "istio-cni policies 1";
@@ -89,7 +89,7 @@ impl PolicySnapshot {
     /// As a file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = WordsOut::new(MAGIC);
+        let mut out = SnapshotWriter::new(MAGIC);
         out.line(NODE, |out| self.node.iter().for_each(|address| out.show(address)));
         for (name, labels) in &self.namespaces {
             out.line(NAMESPACE, |out| {
@@ -160,7 +160,7 @@ impl PolicySnapshot {
         let (mut reader, mut known) = (Reader::default(), 1);
         let mut lines = text.split_terminator('\n');
         for line in lines.by_ref() {
-            let mut words = Words::new(line);
+            let mut words = SnapshotWords::new(line);
             let kind = words.raw();
             if kind == Some(END) {
                 let is_end = words.number() == Some(known) && words.is_over();
@@ -179,7 +179,7 @@ impl PolicySnapshot {
 // === impl Reader ===
 
 impl Reader {
-    fn read(&mut self, kind: &str, words: &mut Words<'_>) -> Option<()> {
+    fn read(&mut self, kind: &str, words: &mut SnapshotWords<'_>) -> Option<()> {
         let snapshot = &mut self.snapshot;
         match kind {
             NODE => snapshot.node.extend(head::read_node(words)?),
@@ -237,7 +237,7 @@ fn direction_word(direction: TrafficDirection) -> &'static str {
     }
 }
 
-fn read_members(set: &PeerSet, words: &mut Words<'_>) -> Option<Vec<PeerMember>> {
+fn read_members(set: &PeerSet, words: &mut SnapshotWords<'_>) -> Option<Vec<PeerMember>> {
     let protocol: Option<PolicyProtocol> = match set {
         PeerSet::Pods(_) => None,
         PeerSet::Ports(_, _, protocol) | PeerSet::OwnPorts(_, protocol) => Some(*protocol),

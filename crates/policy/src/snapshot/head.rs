@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use facts::LabelSet;
 use facts::networkpolicy::Isolation;
 
-use super::words::{Words, WordsOut};
+use super::words::{SnapshotWords, SnapshotWriter};
 use super::{MAGIC, NAMESPACE, NODE, POLICY, SEEN, SnapshotError, terms};
 use crate::terms::{DirectionTerms, PolicyName, PolicyTerms, Section, TrafficDirection};
 
@@ -41,7 +41,7 @@ pub fn find_isolation(snapshot: impl BufRead, pod: &SubjectPod<'_>) -> Result<Po
     for line in lines {
         let line = line?;
         number += 1;
-        let mut words = Words::new(&line);
+        let mut words = SnapshotWords::new(&line);
         let read = match words.raw() {
             Some(SEEN) => return Ok(found),
             Some(NODE) => read_node(&mut words).map(|addresses| found.node.extend(addresses)),
@@ -62,7 +62,7 @@ pub fn find_isolation(snapshot: impl BufRead, pod: &SubjectPod<'_>) -> Result<Po
 
 /// What the policy of a line isolates of a pod.
 fn isolated_by(
-    words: &mut Words<'_>,
+    words: &mut SnapshotWords<'_>,
     pod: &SubjectPod<'_>,
     namespace: Option<&LabelSet>,
 ) -> Option<Isolation> {
@@ -89,7 +89,7 @@ fn isolated_by(
 }
 
 /// Name, directions and subjects.
-pub(super) fn write(policy: &PolicyTerms, out: &mut WordsOut) {
+pub(super) fn write(policy: &PolicyTerms, out: &mut SnapshotWriter) {
     out.word(match policy.name.section {
         Section::Admin => "admin",
         Section::Tenant => "tenant",
@@ -105,12 +105,12 @@ pub(super) fn write(policy: &PolicyTerms, out: &mut WordsOut) {
 }
 
 /// Such a policy, without its rules.
-pub(super) fn read(words: &mut Words<'_>) -> Option<PolicyTerms> {
+pub(super) fn read(words: &mut SnapshotWords<'_>) -> Option<PolicyTerms> {
     let name = read_name(words)?;
     read_named(name, words)
 }
 
-fn read_name(words: &mut Words<'_>) -> Option<PolicyName> {
+fn read_name(words: &mut SnapshotWords<'_>) -> Option<PolicyName> {
     let section = match words.raw()? {
         "admin" => Section::Admin,
         "tenant" => Section::Tenant,
@@ -121,7 +121,7 @@ fn read_name(words: &mut Words<'_>) -> Option<PolicyName> {
     Some(PolicyName { section, namespace: words.text()?, name: words.text()? })
 }
 
-fn read_named(name: PolicyName, words: &mut Words<'_>) -> Option<PolicyTerms> {
+fn read_named(name: PolicyName, words: &mut SnapshotWords<'_>) -> Option<PolicyTerms> {
     let mut direction = || {
         let applies = match words.raw()? {
             "yes" => true,
@@ -134,7 +134,7 @@ fn read_named(name: PolicyName, words: &mut Words<'_>) -> Option<PolicyTerms> {
     Some(PolicyTerms { name, subjects: terms::read_pods(words)?, ingress, egress })
 }
 
-pub(super) fn read_node(words: &mut Words<'_>) -> Option<Vec<IpAddr>> {
+pub(super) fn read_node(words: &mut SnapshotWords<'_>) -> Option<Vec<IpAddr>> {
     let mut found = Vec::new();
     while !words.is_over() {
         found.push(words.number()?);
@@ -142,11 +142,11 @@ pub(super) fn read_node(words: &mut Words<'_>) -> Option<Vec<IpAddr>> {
     Some(found)
 }
 
-pub(super) fn read_namespace(words: &mut Words<'_>) -> Option<(Box<str>, LabelSet)> {
+pub(super) fn read_namespace(words: &mut SnapshotWords<'_>) -> Option<(Box<str>, LabelSet)> {
     Some((words.text()?, read_labels(words)?))
 }
 
-fn read_labels(words: &mut Words<'_>) -> Option<LabelSet> {
+fn read_labels(words: &mut SnapshotWords<'_>) -> Option<LabelSet> {
     let pairs = words.list(|words| Some((words.text()?, words.text()?)))?;
     Some(pairs.iter().map(|(key, value)| (&**key, &**value)).collect())
 }

@@ -4,13 +4,13 @@ use facts::Selector;
 use facts::labels::{Operator, Requirement};
 use facts::networkpolicy::{Block, Entries, NumberOrName, PolicyProtocol, Port};
 
-use super::words::{Words, WordsOut};
+use super::words::{SnapshotWords, SnapshotWriter};
 use crate::index::PeerSet;
 use crate::terms::{NamespaceTerm, PeerTerm, PodTerm, RuleAction, RuleTerms};
 
 const ANY: &str = "any";
 
-pub(super) fn write_pods(term: &PodTerm, out: &mut WordsOut) {
+pub(super) fn write_pods(term: &PodTerm, out: &mut SnapshotWriter) {
     match &term.namespaces {
         NamespaceTerm::Named(name) => {
             out.word("named");
@@ -24,7 +24,7 @@ pub(super) fn write_pods(term: &PodTerm, out: &mut WordsOut) {
     write_selector(&term.labels, out);
 }
 
-pub(super) fn read_pods(words: &mut Words<'_>) -> Option<PodTerm> {
+pub(super) fn read_pods(words: &mut SnapshotWords<'_>) -> Option<PodTerm> {
     let namespaces = match words.raw()? {
         "named" => NamespaceTerm::Named(words.text()?),
         "labelled" => NamespaceTerm::Labelled(read_selector(words)?),
@@ -33,7 +33,7 @@ pub(super) fn read_pods(words: &mut Words<'_>) -> Option<PodTerm> {
     Some(PodTerm { namespaces, labels: read_selector(words)? })
 }
 
-fn write_selector(selector: &Selector, out: &mut WordsOut) {
+fn write_selector(selector: &Selector, out: &mut SnapshotWriter) {
     out.list(selector.requirements(), |requirement, out| {
         out.word(&requirement.key);
         let (word, values) = match &requirement.operator {
@@ -49,9 +49,9 @@ fn write_selector(selector: &Selector, out: &mut WordsOut) {
     });
 }
 
-fn read_selector(words: &mut Words<'_>) -> Option<Selector> {
-    let values = |words: &mut Words<'_>| {
-        let mut values = words.list(Words::text)?;
+fn read_selector(words: &mut SnapshotWords<'_>) -> Option<Selector> {
+    let values = |words: &mut SnapshotWords<'_>| {
+        let mut values = words.list(SnapshotWords::text)?;
         // As a selector has them.
         values.sort_unstable();
         values.dedup();
@@ -71,7 +71,7 @@ fn read_selector(words: &mut Words<'_>) -> Option<Selector> {
     Some(Selector::new(requirements))
 }
 
-pub(super) fn write_rule(rule: &RuleTerms, out: &mut WordsOut) {
+pub(super) fn write_rule(rule: &RuleTerms, out: &mut SnapshotWriter) {
     out.word(match rule.action {
         RuleAction::Accept => "accept",
         RuleAction::Deny => "deny",
@@ -107,7 +107,7 @@ pub(super) fn write_rule(rule: &RuleTerms, out: &mut WordsOut) {
     });
 }
 
-pub(super) fn read_rule(words: &mut Words<'_>) -> Option<RuleTerms> {
+pub(super) fn read_rule(words: &mut SnapshotWords<'_>) -> Option<RuleTerms> {
     let action = match words.raw()? {
         "accept" => RuleAction::Accept,
         "deny" => RuleAction::Deny,
@@ -137,7 +137,7 @@ pub(super) fn read_rule(words: &mut Words<'_>) -> Option<RuleTerms> {
     Some(RuleTerms { peers, ports, action })
 }
 
-pub(super) fn write_set(set: &PeerSet, out: &mut WordsOut) {
+pub(super) fn write_set(set: &PeerSet, out: &mut SnapshotWriter) {
     match set {
         PeerSet::Pods(term) => {
             out.word("pods");
@@ -160,7 +160,7 @@ pub(super) fn write_set(set: &PeerSet, out: &mut WordsOut) {
     }
 }
 
-pub(super) fn read_set(words: &mut Words<'_>) -> Option<PeerSet> {
+pub(super) fn read_set(words: &mut SnapshotWords<'_>) -> Option<PeerSet> {
     let kind = words.raw()?;
     if kind == "pods" {
         return read_pods(words).map(PeerSet::Pods);
@@ -177,7 +177,11 @@ pub(super) fn read_set(words: &mut Words<'_>) -> Option<PeerSet> {
     }
 }
 
-fn write_entries<T>(entries: &Entries<T>, out: &mut WordsOut, write: impl FnMut(&T, &mut WordsOut)) {
+fn write_entries<T>(
+    entries: &Entries<T>,
+    out: &mut SnapshotWriter,
+    write: impl FnMut(&T, &mut SnapshotWriter),
+) {
     match entries {
         Entries::Any => out.word(ANY),
         Entries::Of(entries) => out.list(entries, write),
@@ -185,8 +189,8 @@ fn write_entries<T>(entries: &Entries<T>, out: &mut WordsOut, write: impl FnMut(
 }
 
 fn read_entries<T>(
-    words: &mut Words<'_>,
-    read: impl FnMut(&mut Words<'_>) -> Option<T>,
+    words: &mut SnapshotWords<'_>,
+    read: impl FnMut(&mut SnapshotWords<'_>) -> Option<T>,
 ) -> Option<Entries<T>> {
     if words.takes(ANY) {
         return Some(Entries::Any);

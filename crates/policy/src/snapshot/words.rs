@@ -7,10 +7,10 @@ use std::fmt::{self, Display, Write};
 use std::str::FromStr;
 
 /// The words of a line that are not read yet.
-pub(super) struct Words<'a>(Option<&'a str>);
+pub(super) struct SnapshotWords<'a>(Option<&'a str>);
 
 /// Lines so far.
-pub(super) struct WordsOut {
+pub(super) struct SnapshotWriter {
     text: String,
     lines: usize,
 }
@@ -18,9 +18,9 @@ pub(super) struct WordsOut {
 /// Writes a text as a word.
 struct Escaping<'a>(&'a mut String);
 
-// === impl Words ===
+// === impl SnapshotWords ===
 
-impl<'a> Words<'a> {
+impl<'a> SnapshotWords<'a> {
     pub(super) fn new(line: &'a str) -> Self {
         Self(Some(line))
     }
@@ -86,9 +86,9 @@ impl<'a> Words<'a> {
     }
 }
 
-// === impl WordsOut ===
+// === impl SnapshotWriter ===
 
-impl WordsOut {
+impl SnapshotWriter {
     pub(super) fn new(first: &str) -> Self {
         Self { text: format!("{first}\n"), lines: 1 }
     }
