@@ -127,12 +127,12 @@ impl TunnelChains {
 pub(super) fn section_jumps(
     class: &PolicyClass,
     sections: &[Chain],
-    opening: Option<(&[Rule], Match)>,
+    opening: Option<(&[Rule], &Match)>,
     matches: &[Match],
 ) -> Vec<Rule> {
     let mut rules = Vec::new();
     for section in sections {
-        if let Some((opening, inside)) = &opening
+        if let Some((opening, inside)) = opening
             && section.name == chain_name(class, Section::NetworkPolicy)
         {
             rules.extend(opening.iter().map(|rule| {

@@ -104,7 +104,7 @@ impl Scene {
     }
 
     /// What the own node reaches.
-    fn from_node(&self) -> Option<u16> {
+    fn reached_by_node(&self) -> Option<u16> {
         let source = SocketAddr::new(NODE_ADDRESS.parse().unwrap(), 0);
         let flow = Flow::from(self.pod.peer()).source(source).patience(PATIENCE);
         flow.tcp(SocketAddr::new(self.pod.ips()[0], PORT)).unwrap().port()
@@ -127,7 +127,10 @@ enum Behaviour {
 
 /// An agent of a few answers. It keeps what it heard of policies.
 #[derive(Clone, Default)]
-struct Double(Arc<Mutex<Vec<(String, Value, Option<OwnedFd>)>>>);
+struct Double(Arc<Mutex<Vec<Heard>>>);
+
+/// Path, body and descriptor of a question.
+type Heard = (String, Value, Option<OwnedFd>);
 
 impl Double {
     fn start(scene: &Scene, behaviour: Behaviour) -> Self {
@@ -157,7 +160,7 @@ impl Double {
             }
             Behaviour::HangsUp => {}
             Behaviour::Ends => {
-                drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 80\r\n\r\n{\"in_for"))
+                drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 80\r\n\r\n{\"in_for"));
             }
             Behaviour::Hangs => drop(stream.read(&mut [0])),
         }
@@ -224,7 +227,7 @@ fn without_an_agent_a_pod_starts_as_isolated_as_was_known_last() {
             let (answer, passes) = scene.start();
             succeeded(&answer, &[]);
             assert_eq!(passes, expected, "{nftables} {app} {is_captured}: {}", answer.stderr);
-            assert_eq!(scene.from_node(), Some(if is_captured { PROXY_PORT } else { PORT }));
+            assert_eq!(scene.reached_by_node(), Some(if is_captured { PROXY_PORT } else { PORT }));
             assert_eq!(scene.is_guarded(), expected != [true, true]);
             let check = scene.node.call("CHECK", "web", scene.pod.path()).run().unwrap();
             assert_eq!(check.exit, Some(0), "a guard that stays is no difference: {check:#?}");
@@ -346,7 +349,7 @@ fn whatever_becomes_of_the_agent_no_packet_passes_that_policies_deny() {
     let _agent = Double::start(&scene, Behaviour::Answers(200, not_yet.to_string()));
     let (answer, passes) = scene.start();
     succeeded(&answer, &["isolated (ingress and egress)"]);
-    assert_eq!((passes, scene.from_node()), ([false, false], Some(PORT)));
+    assert_eq!((passes, scene.reached_by_node()), ([false, false], Some(PORT)));
 }
 
 /// In ambient mode, too, the pod is isolated before it is handed over, and what probes go by still comes in.
