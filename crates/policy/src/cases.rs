@@ -222,7 +222,7 @@ impl CaseFile {
         judge: impl Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict,
     ) -> Result<CaseReport, CasesError> {
         let mut report = CaseReport { cases: self.cases.len(), ..CaseReport::default() };
-        self.states(|state| compare::Comparison { judge: &judge, report: &mut report }.state(state))?;
+        self.states(|state| compare::CaseComparison { judge: &judge, report: &mut report }.state(state))?;
         Ok(report)
     }
 

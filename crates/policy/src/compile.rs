@@ -110,7 +110,7 @@ pub fn compile_pod(
         let Some(class) = classes.of_direction(direction) else { continue };
         let (sections, apart) = compiler.class(class);
         let tunnel = point.enrolled.map(|_| compiler.tunnel(class));
-        let jumps = |inside: Match, matches: &[Match]| {
+        let jumps = |inside: &Match, matches: &[Match]| {
             let opening = tunnel.as_ref().map(|tunnel| (&*tunnel.opening, inside));
             tunnel::section_jumps(class, &sections, opening, matches)
         };
@@ -125,11 +125,11 @@ pub fn compile_pod(
                 if tunnel.is_some() {
                     let mut asked = tunnel::not_asked(&pass);
                     asked.extend(of_services());
-                    asked.extend(jumps(Match::Protocol(Protocol::Tcp), &[Match::Protocol(Protocol::Tcp)]));
+                    asked.extend(jumps(&Match::Protocol(Protocol::Tcp), &[Match::Protocol(Protocol::Tcp)]));
                     chains.extend(attached(tunnel::output(backend), asked, returns));
                 }
             }
-            TrafficDirection::Ingress => rules.extend(jumps(lo, &[])),
+            TrafficDirection::Ingress => rules.extend(jumps(&lo, &[])),
         }
         chains.extend(attached(base(direction, backend), rules, returns));
         regular.extend(sections.iter().cloned().chain(apart));

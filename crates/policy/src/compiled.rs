@@ -22,12 +22,12 @@ pub use node::CompiledNodes;
 pub struct CompiledPods<'w> {
     world: &'w PlainWorld,
     backend: Backend,
-    pods: BTreeMap<LocalName, PodRules>,
+    pods: BTreeMap<LocalName, EvaluatedPod>,
 }
 
 /// The rules of a pod, and what is in their sets.
 #[derive(Debug)]
-pub struct PodRules {
+pub struct EvaluatedPod {
     /// The rules.
     pub compiled: CompiledPod,
     /// What their sets have.
@@ -71,14 +71,14 @@ impl<'w> CompiledPods<'w> {
                         contents.apply(&set.name, &of_family(members.iter().copied(), set.family));
                     }
                 }
-                pods.insert(name, PodRules { compiled, contents, is_enrolled: enrolled.is_some() });
+                pods.insert(name, EvaluatedPod { compiled, contents, is_enrolled: enrolled.is_some() });
             }
         }
         Self { world, backend, pods }
     }
 
     /// The rules of a live pod.
-    pub fn pod(&self, pod: &PlainPod) -> Option<&PodRules> {
+    pub fn pod(&self, pod: &PlainPod) -> Option<&EvaluatedPod> {
         self.pods.get(&name_of(pod))
     }
 
@@ -138,7 +138,7 @@ impl<'w> CompiledPods<'w> {
         }
         "no rules are there".clone_into(&mut verdict.decided_by);
         let rules = self.world.pod_at(address).and_then(|pod| self.pod(pod));
-        let Some(PodRules { compiled, contents, .. }) = rules else { return verdict };
+        let Some(EvaluatedPod { compiled, contents, .. }) = rules else { return verdict };
         for (packet, hook) in ways {
             let layers = std::slice::from_ref(&compiled.rules);
             let found = evaluate(layers, self.backend, packet, *hook, false, contents);

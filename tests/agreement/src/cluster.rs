@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use kernel::nft::Nftables;
 use kernel::sets::Sets;
 use kernel::{Choice, Kernel};
-use policy::compiled::{CompiledNodes, CompiledPods, PodRules, ServicePoint};
+use policy::compiled::{CompiledNodes, CompiledPods, EvaluatedPod, ServicePoint};
 use policy::{FlowRoute, PlainWorld, PolicyFlow, Traffic, World as _};
 use ruleset::{Contents, Plan, Protocol, SetDelta};
 use testkit::probe::{Listener, Listeners};
@@ -165,7 +165,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn load_pod(&mut self, addresses: &BTreeSet<IpAddr>, rules: &PodRules) -> Result<()> {
+    fn load_pod(&mut self, addresses: &BTreeSet<IpAddr>, rules: &EvaluatedPod) -> Result<()> {
         let plan = self.plan(rules);
         if !self.loaded.contains_key(addresses) && plan.layers.iter().all(|layer| layer.tables.is_empty()) {
             return Ok(());
@@ -221,7 +221,7 @@ impl Cluster {
     }
 
     /// The rules of policies together with those of the mesh.
-    fn plan(&self, rules: &PodRules) -> Plan {
+    fn plan(&self, rules: &EvaluatedPod) -> Plan {
         let backend = self.loader.backend();
         let mut plan = match self.mesh {
             Mesh::None => Plan { backend, routing: Vec::new(), layers: Vec::new() },

@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::state::{CaseConnection, Entry, Written, without_brackets};
+use super::state::{CaseConnection, CaseEntry, WrittenAs, without_brackets};
 use super::{
     Allowed, CaseDifference, CaseError, CaseReport, CaseState, WrittenFlow, WrittenJudgement, WrittenRule,
 };
 use crate::{FlowVerdict, Ground, Judgement, PlainWorld, PolicyFlow, RuleRef, Traffic};
 
 /// What the semantic verdict is compared with, state by state.
-pub(super) struct Comparison<'a, J> {
+pub(super) struct CaseComparison<'a, J> {
     pub(super) judge: &'a J,
     pub(super) report: &'a mut CaseReport,
 }
 
-impl<J: Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict> Comparison<'_, J> {
+impl<J: Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict> CaseComparison<'_, J> {
     pub(super) fn state(&mut self, state: &CaseState<'_>) -> Result<(), CaseError> {
         let mut entries = Vec::new();
         for table in &state.truth.tables {
@@ -28,11 +28,11 @@ impl<J: Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict> Comparison<'_, J> {
         }
         for entry in entries {
             match entry {
-                Entry::Connection(one) => self.connection(state, one),
-                Entry::Nothing(name, found, expected) if found != expected => {
+                CaseEntry::Connection(one) => self.connection(state, one),
+                CaseEntry::Nothing(name, found, expected) if found != expected => {
                     self.report.differ(state, name, cell(expected), cell(found));
                 }
-                Entry::Nothing(..) => {}
+                CaseEntry::Nothing(..) => {}
             }
         }
         Ok(())
@@ -41,7 +41,7 @@ impl<J: Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict> Comparison<'_, J> {
     fn connection(&mut self, state: &CaseState<'_>, one: CaseConnection<'_>) {
         let judge = |flow| (self.judge)(state.world, flow);
         match (one.written, &*one.flows) {
-            (Written::Cell(expected), [flow]) => {
+            (WrittenAs::Cell(expected), [flow]) => {
                 let verdict = judge(flow);
                 let found = if verdict.is_allowed() { '.' } else { 'X' };
                 if found != expected {
@@ -49,15 +49,15 @@ impl<J: Fn(&PlainWorld, &PolicyFlow) -> FlowVerdict> Comparison<'_, J> {
                     self.report.differ(state, one.name, cell(expected), found);
                 }
             }
-            (Written::Flow(written), [flow]) if one.service.is_none() => {
+            (WrittenAs::Flow(written), [flow]) if one.service.is_none() => {
                 self.single(state, written, &one.name, &judge(flow));
             }
-            (Written::Flow(written), flows) => {
+            (WrittenAs::Flow(written), flows) => {
                 let judged: Vec<(PolicyFlow, bool)> =
                     flows.iter().map(|flow| (*flow, judge(flow).is_allowed())).collect();
                 self.service(state, written, one.name, &judged);
             }
-            (Written::Cell(_), _) => {}
+            (WrittenAs::Cell(_), _) => {}
         }
     }
 

@@ -30,18 +30,18 @@ pub struct CaseConnection<'f> {
     pub flows: Vec<PolicyFlow>,
     /// What the source asks for, where that is a Service. Nothing if it has no address of the family.
     pub service: Option<Option<ServicePoint>>,
-    pub(super) written: Written<'f>,
+    pub(super) written: WrittenAs<'f>,
 }
 
 /// Where a connection is written.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Written<'f> {
+pub(super) enum WrittenAs<'f> {
     Cell(char),
     Flow(&'f WrittenFlow),
 }
 
 /// Connections, and cells that say that there is none.
-pub(super) enum Entry<'f> {
+pub(super) enum CaseEntry<'f> {
     Connection(CaseConnection<'f>),
     /// Its name, what it should be, and what is written.
     Nothing(String, char, char),
@@ -58,11 +58,11 @@ impl<'f> CaseState<'f> {
         let mut entries = Vec::new();
         self.truth.tables.iter().try_for_each(|table| self.table(table, &mut entries))?;
         self.truth.flows.iter().try_for_each(|flow| self.flow(flow, &mut entries))?;
-        let connection = |entry| if let Entry::Connection(one) = entry { Some(one) } else { None };
+        let connection = |entry| if let CaseEntry::Connection(one) = entry { Some(one) } else { None };
         Ok(entries.into_iter().filter_map(connection).collect())
     }
 
-    pub(super) fn table(&self, table: &'f Table, entries: &mut Vec<Entry<'f>>) -> Result<(), CaseError> {
+    pub(super) fn table(&self, table: &'f Table, entries: &mut Vec<CaseEntry<'f>>) -> Result<(), CaseError> {
         let (traffic, route) = (table.traffic.traffic()?, table.traffic.route()?);
         let v6 = table.traffic.is_v6()?.unwrap_or_default();
         let addresses: Vec<Option<IpAddr>> =
@@ -75,24 +75,28 @@ impl<'f> CaseState<'f> {
             for (to, cell) in row.chars().enumerate() {
                 let name = connection(&table.pods[from], &table.pods[to], traffic, route);
                 entries.push(match (addresses[from], addresses[to]) {
-                    _ if from == to => Entry::Nothing(name, '#', cell),
+                    _ if from == to => CaseEntry::Nothing(name, '#', cell),
                     (Some(source), Some(destination)) => {
                         let flows = vec![PolicyFlow { source, destination, traffic, route }];
-                        Entry::Connection(CaseConnection {
+                        CaseEntry::Connection(CaseConnection {
                             name,
                             flows,
                             service: None,
-                            written: Written::Cell(cell),
+                            written: WrittenAs::Cell(cell),
                         })
                     }
-                    _ => Entry::Nothing(name, '-', cell),
+                    _ => CaseEntry::Nothing(name, '-', cell),
                 });
             }
         }
         Ok(())
     }
 
-    pub(super) fn flow(&self, flow: &'f WrittenFlow, entries: &mut Vec<Entry<'f>>) -> Result<(), CaseError> {
+    pub(super) fn flow(
+        &self,
+        flow: &'f WrittenFlow,
+        entries: &mut Vec<CaseEntry<'f>>,
+    ) -> Result<(), CaseError> {
         let (traffic, route) = (flow.traffic.traffic()?, flow.traffic.route()?);
         let written = ends::family_of(&flow.src).or_else(|| ends::family_of(&flow.dst));
         let v6 = flow.traffic.is_v6()?.or(written).unwrap_or_default();
@@ -113,11 +117,11 @@ impl<'f> CaseState<'f> {
                 (endpoints.into_iter().map(one).collect(), Some(asked))
             }
         };
-        entries.push(Entry::Connection(CaseConnection {
+        entries.push(CaseEntry::Connection(CaseConnection {
             name,
             flows,
             service,
-            written: Written::Flow(flow),
+            written: WrittenAs::Flow(flow),
         }));
         Ok(())
     }
@@ -129,10 +133,10 @@ impl CaseConnection<'_> {
     /// Whether the file allows one of the connection's flows; nothing where it does not say.
     pub fn allows(&self, flow: &PolicyFlow) -> Option<bool> {
         match self.written {
-            Written::Cell('.') => Some(true),
-            Written::Cell('X') => Some(false),
-            Written::Cell(_) => None,
-            Written::Flow(written) if self.service.is_some() => {
+            WrittenAs::Cell('.') => Some(true),
+            WrittenAs::Cell('X') => Some(false),
+            WrittenAs::Cell(_) => None,
+            WrittenAs::Flow(written) if self.service.is_some() => {
                 let Traffic::Port(_, port) = flow.traffic else { return None };
                 let name = without_brackets(&SocketAddr::new(flow.destination, port).to_string());
                 written
@@ -141,7 +145,7 @@ impl CaseConnection<'_> {
                     .find(|(one, _)| without_brackets(one) == name)
                     .map(|(_, allowed)| *allowed)
             }
-            Written::Flow(written) => match written.allowed {
+            WrittenAs::Flow(written) => match written.allowed {
                 Allowed::Is(allowed) => Some(allowed),
                 Allowed::Depends(_) => None,
             },

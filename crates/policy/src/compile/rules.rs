@@ -40,7 +40,7 @@ struct ClassRules<'c> {
 }
 
 /// A rule of a policy that is about to be written.
-pub(super) struct Place {
+pub(super) struct RulePlace {
     direction: TrafficDirection,
     action: Action,
     why: String,
@@ -49,7 +49,7 @@ pub(super) struct Place {
 }
 
 /// A condition of a rule on one side, for a family or for both.
-pub(super) type Condition = (Option<Family>, Vec<Match>);
+pub(super) type RuleCondition = (Option<Family>, Vec<Match>);
 
 // === impl Compiler ===
 
@@ -140,7 +140,7 @@ impl<'i> Compiler<'i> {
         }
     }
 
-    fn rule(&mut self, rule: &RuleTerms, place: &mut Place, known: &mut ClassRules<'_>) -> Vec<Rule> {
+    fn rule(&mut self, rule: &RuleTerms, place: &mut RulePlace, known: &mut ClassRules<'_>) -> Vec<Rule> {
         let ports = PortParts::of(&rule.ports);
         if ports.len() == 0 {
             return Vec::new();
@@ -161,7 +161,7 @@ impl<'i> Compiler<'i> {
             return Vec::new();
         };
         known.rules = left;
-        let mut on_ports: Vec<Condition> = ports.numbers.iter().map(numbered).collect();
+        let mut on_ports: Vec<RuleCondition> = ports.numbers.iter().map(numbered).collect();
         let blocks = self.blocks(&peers, place);
         let mut found = Vec::new();
         match place.direction {
@@ -181,7 +181,7 @@ impl<'i> Compiler<'i> {
     }
 
     /// What the policy's own pods call these ports.
-    fn own_names(&mut self, ports: &PortParts<'_>, place: &mut Place) -> Vec<Condition> {
+    fn own_names(&mut self, ports: &PortParts<'_>, place: &mut RulePlace) -> Vec<RuleCondition> {
         let set = |(name, of): &(&str, PolicyProtocol)| PeerSet::OwnPorts((*name).into(), *of);
         ports.names.iter().flat_map(|named| self.kept(&set(named), Side::Destination, place)).collect()
     }
@@ -191,8 +191,8 @@ impl<'i> Compiler<'i> {
         &mut self,
         ports: &PortParts<'_>,
         peers: &PeerParts<'_>,
-        blocks: &[Condition],
-        place: &mut Place,
+        blocks: &[RuleCondition],
+        place: &mut RulePlace,
     ) -> Vec<Rule> {
         let mut found = Vec::new();
         for (name, of) in &ports.names {
@@ -210,7 +210,7 @@ impl<'i> Compiler<'i> {
     }
 
     /// The conditions of peers that are no pods.
-    fn blocks(&mut self, peers: &PeerParts<'_>, place: &mut Place) -> Vec<Condition> {
+    fn blocks(&mut self, peers: &PeerParts<'_>, place: &mut RulePlace) -> Vec<RuleCondition> {
         if peers.any {
             return anything();
         }
@@ -235,17 +235,22 @@ impl<'i> Compiler<'i> {
         number: usize,
         direction: TrafficDirection,
         action: RuleAction,
-    ) -> Place {
+    ) -> RulePlace {
         let action = match action {
             RuleAction::Accept => self.pass(),
             RuleAction::Deny => Action::Drop,
             RuleAction::Next => Action::Return,
         };
-        Place { direction, action, why: why(policy, number), left_out: BTreeSet::new() }
+        RulePlace { direction, action, why: why(policy, number), left_out: BTreeSet::new() }
     }
 
     /// The conditions of a rule's peers, whatever its ports; `room` is how many prefixes there may be.
-    pub(super) fn peers(&mut self, rule: &RuleTerms, place: &mut Place, room: &mut usize) -> Vec<Condition> {
+    pub(super) fn peers(
+        &mut self,
+        rule: &RuleTerms,
+        place: &mut RulePlace,
+        room: &mut usize,
+    ) -> Vec<RuleCondition> {
         let peers = PeerParts::of(&rule.peers, room);
         let mut found = self.pods(&peers.pods, place);
         found.extend(self.blocks(&peers, place));
@@ -262,13 +267,13 @@ impl<'i> Compiler<'i> {
         denials(class, self.logs).collect()
     }
 
-    fn pods(&mut self, pods: &BTreeSet<&PodTerm>, place: &mut Place) -> Vec<Condition> {
+    fn pods(&mut self, pods: &BTreeSet<&PodTerm>, place: &mut RulePlace) -> Vec<RuleCondition> {
         let side = side(place.direction);
         pods.iter().flat_map(|term| self.kept(&PeerSet::Pods((*term).clone()), side, place)).collect()
     }
 
     /// A packet is in a set; never, if the index does not have it.
-    fn kept(&mut self, set: &PeerSet, side: Side, place: &mut Place) -> Vec<Condition> {
+    fn kept(&mut self, set: &PeerSet, side: Side, place: &mut RulePlace) -> Vec<RuleCondition> {
         let Some(set) = self.index.set(set).cloned() else {
             place.left_out.insert(LeftOutReason::NameTaken);
             return Vec::new();
@@ -286,7 +291,7 @@ impl<'i> Compiler<'i> {
 impl ClassRules<'_> {
     /// Rules that jump by their ports to a chain that goes by peers. Ports by number are of one rule at most for each packet, so that none meets the
     /// peers as often as there are ports; the other way round it could.
-    fn apart(&mut self, ports: &[Condition], peers: Vec<Condition>, place: &Place) -> Vec<Rule> {
+    fn apart(&mut self, ports: &[RuleCondition], peers: Vec<RuleCondition>, place: &RulePlace) -> Vec<Rule> {
         let name = rule_chain_name(self.class, self.apart.len());
         let rules = peers.into_iter().map(|(_, matches)| place.with(matches, place.action.clone()));
         self.apart.push(regular(name.clone(), rules.collect()));
@@ -294,15 +299,15 @@ impl ClassRules<'_> {
     }
 }
 
-// === impl Place ===
+// === impl RulePlace ===
 
-impl Place {
+impl RulePlace {
     pub(super) fn with(&self, matches: Vec<Match>, action: Action) -> Rule {
         Rule::new(matches, action, self.why.clone())
     }
 
     /// A rule for each pair of conditions.
-    fn all(&self, ports: &[Condition], peers: &[Condition]) -> Vec<Rule> {
+    fn all(&self, ports: &[RuleCondition], peers: &[RuleCondition]) -> Vec<Rule> {
         let pairs = ports.iter().flat_map(|port| peers.iter().map(move |peer| (port, peer)));
         let of_a_packet =
             pairs.filter(|(port, peer)| port.0.is_none() || peer.0.is_none() || port.0 == peer.0);
@@ -360,7 +365,7 @@ fn why(policy: &PolicyName, number: usize) -> String {
     format!("np:{}{CUT}{}{end}", &name[..first], &name[last..])
 }
 
-fn numbered(port: &Option<Port>) -> Condition {
+fn numbered(port: &Option<Port>) -> RuleCondition {
     (
         None,
         match port {
@@ -373,7 +378,7 @@ fn numbered(port: &Option<Port>) -> Condition {
 }
 
 /// No condition.
-fn anything() -> Vec<Condition> {
+fn anything() -> Vec<RuleCondition> {
     vec![(None, Vec::new())]
 }
 

@@ -9,7 +9,7 @@ use facts::networkpolicy::Isolation;
 
 use super::words::{SnapshotWords, SnapshotWriter};
 use super::{MAGIC, NAMESPACE, NODE, POLICY, SEEN, SnapshotError, terms};
-use crate::terms::{DirectionTerms, PolicyName, PolicyTerms, Section, TrafficDirection};
+use crate::terms::{DirectionTerms, PodTerm, PolicyName, PolicyTerms, Section, TrafficDirection};
 
 /// A pod that policies may select.
 pub struct SubjectPod<'a> {
@@ -78,8 +78,7 @@ fn isolated_by(
             policy.subjects.selects(pod.namespace, label_of_namespace, label)
         }
         None => {
-            let mut anywhere = policy.subjects.clone();
-            anywhere.labels = facts::Selector::default();
+            let anywhere = PodTerm { labels: facts::Selector::default(), ..policy.subjects };
             anywhere.selects(pod.namespace, label_of_namespace, |_| None)
         }
     };
