@@ -238,8 +238,7 @@ impl Job {
         self.result
             .interfaces
             .iter()
-            .filter(of_node)
-            .next_back()
+            .rfind(of_node)
             .map(|interface| interface.name.clone())
             .unwrap_or_default()
     }

@@ -10,7 +10,7 @@ mod report;
 mod settings;
 mod told;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -146,7 +146,7 @@ impl Conflicts {
     }
 
     /// Forgets namespaces of pods but these.
-    pub(crate) fn keep(&self, namespaces: &[NetnsId]) {
+    pub(crate) fn keep(&self, namespaces: &HashSet<NetnsId>) {
         self.known().retain(|netns, of| of.pod.is_none() || namespaces.contains(netns));
         self.count();
     }

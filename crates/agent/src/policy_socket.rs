@@ -55,7 +55,7 @@ impl PolicySocket {
     pub(crate) async fn prepare(&self, body: &[u8], netns: Option<Descriptor>) -> ServedAnswer {
         let request = match read(body) {
             Ok(request) => request,
-            Err(refusal) => return refusal,
+            Err(why) => return text(StatusCode::BAD_REQUEST, why),
         };
         match &self.0 {
             None => answer(&PrepareAnswer { in_force: true, ..PrepareAnswer::default() }),
@@ -63,7 +63,7 @@ impl PolicySocket {
                 let netns = netns.map(|Descriptor(descriptor)| descriptor);
                 match in_time(policies.prepare(request, netns)).await {
                     Ok(prepared) => answer(&prepared),
-                    Err(refusal) => refusal,
+                    Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
                 }
             }
         }
@@ -73,27 +73,26 @@ impl PolicySocket {
     pub(crate) async fn release(&self, body: &[u8]) -> ServedAnswer {
         let request = match read(body) {
             Ok(request) => request,
-            Err(refusal) => return refusal,
+            Err(why) => return text(StatusCode::BAD_REQUEST, why),
         };
         let Some(policies) = &self.0 else { return text(StatusCode::OK, "") };
         match in_time(policies.release(request)).await {
             Ok(()) => text(StatusCode::OK, ""),
-            Err(refusal) => refusal,
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, why),
         }
     }
 }
 
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ServedAnswer> {
-    serde_json::from_slice(body).map_err(|error| text(StatusCode::BAD_REQUEST, format!("{error}\n")))
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| format!("{error}\n"))
 }
 
 /// The work goes on where it takes too long or the plugin hangs up: half of it would be worse.
-async fn in_time<T: Send + 'static>(work: PolicyFuture<Result<T, String>>) -> Result<T, ServedAnswer> {
-    let unavailable = |why: &str| text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n"));
+async fn in_time<T: Send + 'static>(work: PolicyFuture<Result<T, String>>) -> Result<T, String> {
     match tokio::time::timeout(LIMIT, tokio::spawn(work)).await {
         Ok(Ok(Ok(done))) => Ok(done),
-        Ok(Ok(Err(why))) => Err(unavailable(&why)),
-        Ok(Err(_)) => Err(unavailable("the task of policies ended without an answer; see the agent's log")),
-        Err(_) => Err(unavailable("the policies of this node are not in force yet; it takes too long")),
+        Ok(Ok(Err(why))) => Err(format!("{why}\n")),
+        Ok(Err(_)) => Err("the task of policies ended without an answer; see the agent's log\n".into()),
+        Err(_) => Err("the policies of this node are not in force yet; it takes too long\n".into()),
     }
 }

@@ -125,6 +125,8 @@ pub(crate) struct Sidecars {
     deletions: Mutex<DeletionRate>,
     /// When namespaces that are not known were looked for last.
     sought: Mutex<Option<Instant>>,
+    /// The pods of the node and the namespaces that were known when records were last swept: until they change, none has become stale.
+    swept_for: Mutex<Option<verified::SweptFor>>,
     /// How often in a row the API server took nothing.
     away: AtomicU32,
     /// It is time to look.
@@ -147,6 +149,7 @@ impl Sidecars {
             backends: Arc::new(Backends::new(Iptables::new, &parts.run_dir)),
             live: live_news(&parts),
             recorded: RecordedPods::default(),
+            swept_for: Mutex::default(),
             drains: Drains::default(),
             started: Instant::now(),
             deletions: Mutex::new(mark::deletion_rate()),

@@ -49,9 +49,12 @@ pub(super) struct LocalPods {
 #[derive(Debug, Default)]
 pub(super) struct LabelledNamespaces {
     known: HashMap<Box<str>, Arc<Namespace>>,
-    /// Names by key and value of each label.
-    by_label: HashMap<Box<str>, HashMap<Box<str>, BTreeSet<Box<str>>>>,
+    /// By the key of each label.
+    by_label: HashMap<Box<str>, NamesByValue>,
 }
+
+/// Names of namespaces by the value of a label.
+type NamesByValue = HashMap<Box<str>, BTreeSet<Box<str>>>;
 
 // === impl ClusterWorld ===
 

@@ -1,12 +1,14 @@
 //! Sidecar pods as the verifier sees them.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use ::verification::{DataPlaneMode, UnverifiableReason, VerificationState};
 use capture::Expected;
 use facts::{Facts, PodRef};
 use kernel::Change;
+use netns::NetnsId;
 
 use super::Sidecars;
 use super::pods::{NotLocated, PodSandbox, SandboxPlace, SandboxRules, SidecarPod};
@@ -16,6 +18,15 @@ use crate::backends::Backends;
 use crate::verification::{
     Comparison, ExpectedPod, FoundBy, Later, RepairFailure, RepairResult, VerificationTarget, VerifiedMode,
 };
+
+/// What decides which records of pods are stale.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SweptFor {
+    /// Namespaces of pods that are captured.
+    namespaces: HashSet<NetnsId>,
+    /// Uids of the node's pods, as their runtime has them.
+    pods: HashSet<String>,
+}
 
 impl VerifiedMode for Sidecars {
     fn expected(&self) -> Vec<ExpectedPod> {
@@ -160,26 +171,32 @@ impl Sidecars {
         if !self.parts.cluster.state().synced {
             return;
         }
-        let (run_dir, cluster) = (self.parts.run_dir.clone(), self.parts.cluster.clone());
-        let known = self.pods.all().into_iter().filter_map(|pod| match pod.place {
+        let run_dir = self.parts.run_dir.clone();
+        let namespaces = self.pods.all().into_iter().filter_map(|pod| match pod.place {
             SandboxPlace::At(sandbox) => Some(sandbox.netns.id()),
             SandboxPlace::Due | SandboxPlace::Unknown(_) => None,
         });
-        let known = known.collect();
+        let pods = self.parts.cluster.index().pods().map(|pod| pod.runtime_uid().to_owned()).collect();
+        let now = SweptFor { namespaces: namespaces.collect(), pods };
+        if self.swept_for().as_ref() == Some(&now) {
+            return;
+        }
+        let (known, of) = (now.namespaces.clone(), now.clone());
         let sweep = move || {
-            let is_there = |uid: &str| cluster.index().pods().any(|pod| pod.runtime_uid() == uid);
             // The others are of ambient mode.
-            applied::keep_namespaces(
-                &run_dir,
-                || Some(known),
-                |head| !head.has_inputs || is_there(&head.origin.uid),
-            )
+            let stays = |head: &applied::RecordHead| !head.has_inputs || of.pods.contains(&head.origin.uid);
+            applied::keep_namespaces(&run_dir, || Some(known), stays)
         };
         match tokio::task::spawn_blocking(sweep).await {
-            Ok(Ok(_)) => {}
+            // Pods may have come while the records were listed; their records are swept with what changes next.
+            Ok(Ok(_)) => *self.swept_for() = Some(now),
             Ok(Err(error)) => self.parts.log.warn(&error, &[]),
             Err(error) => self.parts.log.error(&error, &[]),
         }
+    }
+
+    fn swept_for(&self) -> MutexGuard<'_, Option<SweptFor>> {
+        self.swept_for.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All pods of the node with the labels of their namespaces.

@@ -290,7 +290,7 @@ impl PodVerifier {
         }
         sandboxes.starting.retain(|uid, _| starting.contains(uid));
         let gone = sandboxes.retain(&stay);
-        let namespaces: Vec<NetnsId> = stay.iter().map(|(_, netns)| *netns).collect();
+        let namespaces: HashSet<NetnsId> = stay.iter().map(|(_, netns)| *netns).collect();
         let unwatched = sandboxes.entries.values().filter(|entry| !entry.watched).count();
         drop(sandboxes);
         self.parts.metrics.unwatched(unwatched);

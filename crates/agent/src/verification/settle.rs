@@ -175,6 +175,9 @@ impl PodVerifier {
             }
             Comparison::Failed { reason, text } => {
                 let failed = self.sandboxes().change(number, |entry| entry.is_failed(*reason, text.clone()));
+                if *reason == UnverifiableReason::Permission {
+                    self.may_be_denied.store(true, Ordering::Relaxed);
+                }
                 mode.compared(&pod, &comparison);
                 if failed == Some(true) {
                     self.tell_unverifiable(&pod, *reason, text);
@@ -302,6 +305,10 @@ impl PodVerifier {
 
     /// Says in `/readyz?verbose` that the kernel does not let this agent look.
     fn tell_permission(&self) {
+        // Another pod's look may end meanwhile.
+        if !self.may_be_denied.swap(false, Ordering::Relaxed) {
+            return;
+        }
         let denied: BTreeSet<String> = {
             let sandboxes = self.sandboxes();
             let denied = super::entry::LastLook::Failed(UnverifiableReason::Permission);
@@ -312,6 +319,7 @@ impl PodVerifier {
             self.parts.health.settled(Notice::Permission);
             return;
         }
+        self.may_be_denied.store(true, Ordering::Relaxed);
         let names = count_and_names(&denied.into_iter().collect::<Vec<_>>());
         let text = format!(
             "the kernel does not let this agent look into the network namespaces of pods: {names}; give the agent's container {CAPABILITIES}, as the chart does"

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,8 @@ pub(crate) struct PodVerifier {
     pub(super) looked: Notify,
     /// Other options are in force.
     pub(super) followed: Notify,
+    /// The kernel did not let a look into some pod's namespace, and it is not known yet that it lets all now.
+    pub(super) may_be_denied: AtomicBool,
 }
 
 /// All that are verified. Each has a number, by which the kernel tells of it.
@@ -92,6 +95,7 @@ impl PodVerifier {
             hurried: Notify::new(),
             looked: Notify::new(),
             followed: Notify::new(),
+            may_be_denied: AtomicBool::new(false),
         })
     }
 

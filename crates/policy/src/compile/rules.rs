@@ -40,7 +40,7 @@ struct ClassRules<'c> {
 }
 
 /// A rule of a policy that is about to be written.
-pub(super) struct RulePlace {
+pub(super) struct CompiledRule {
     direction: TrafficDirection,
     action: Action,
     why: String,
@@ -140,7 +140,7 @@ impl<'i> Compiler<'i> {
         }
     }
 
-    fn rule(&mut self, rule: &RuleTerms, place: &mut RulePlace, known: &mut ClassRules<'_>) -> Vec<Rule> {
+    fn rule(&mut self, rule: &RuleTerms, place: &mut CompiledRule, known: &mut ClassRules<'_>) -> Vec<Rule> {
         let ports = PortParts::of(&rule.ports);
         if ports.len() == 0 {
             return Vec::new();
@@ -181,7 +181,7 @@ impl<'i> Compiler<'i> {
     }
 
     /// What the policy's own pods call these ports.
-    fn own_names(&mut self, ports: &PortParts<'_>, place: &mut RulePlace) -> Vec<RuleCondition> {
+    fn own_names(&mut self, ports: &PortParts<'_>, place: &mut CompiledRule) -> Vec<RuleCondition> {
         let set = |(name, of): &(&str, PolicyProtocol)| PeerSet::OwnPorts((*name).into(), *of);
         ports.names.iter().flat_map(|named| self.kept(&set(named), Side::Destination, place)).collect()
     }
@@ -192,7 +192,7 @@ impl<'i> Compiler<'i> {
         ports: &PortParts<'_>,
         peers: &PeerParts<'_>,
         blocks: &[RuleCondition],
-        place: &mut RulePlace,
+        place: &mut CompiledRule,
     ) -> Vec<Rule> {
         let mut found = Vec::new();
         for (name, of) in &ports.names {
@@ -210,7 +210,7 @@ impl<'i> Compiler<'i> {
     }
 
     /// The conditions of peers that are no pods.
-    fn blocks(&mut self, peers: &PeerParts<'_>, place: &mut RulePlace) -> Vec<RuleCondition> {
+    fn blocks(&mut self, peers: &PeerParts<'_>, place: &mut CompiledRule) -> Vec<RuleCondition> {
         if peers.any {
             return anything();
         }
@@ -235,20 +235,20 @@ impl<'i> Compiler<'i> {
         number: usize,
         direction: TrafficDirection,
         action: RuleAction,
-    ) -> RulePlace {
+    ) -> CompiledRule {
         let action = match action {
             RuleAction::Accept => self.pass(),
             RuleAction::Deny => Action::Drop,
             RuleAction::Next => Action::Return,
         };
-        RulePlace { direction, action, why: why(policy, number), left_out: BTreeSet::new() }
+        CompiledRule { direction, action, why: why(policy, number), left_out: BTreeSet::new() }
     }
 
     /// The conditions of a rule's peers, whatever its ports; `room` is how many prefixes there may be.
     pub(super) fn peers(
         &mut self,
         rule: &RuleTerms,
-        place: &mut RulePlace,
+        place: &mut CompiledRule,
         room: &mut usize,
     ) -> Vec<RuleCondition> {
         let peers = PeerParts::of(&rule.peers, room);
@@ -267,13 +267,13 @@ impl<'i> Compiler<'i> {
         denials(class, self.logs).collect()
     }
 
-    fn pods(&mut self, pods: &BTreeSet<&PodTerm>, place: &mut RulePlace) -> Vec<RuleCondition> {
+    fn pods(&mut self, pods: &BTreeSet<&PodTerm>, place: &mut CompiledRule) -> Vec<RuleCondition> {
         let side = side(place.direction);
         pods.iter().flat_map(|term| self.kept(&PeerSet::Pods((*term).clone()), side, place)).collect()
     }
 
     /// A packet is in a set; never, if the index does not have it.
-    fn kept(&mut self, set: &PeerSet, side: Side, place: &mut RulePlace) -> Vec<RuleCondition> {
+    fn kept(&mut self, set: &PeerSet, side: Side, place: &mut CompiledRule) -> Vec<RuleCondition> {
         let Some(set) = self.index.set(set).cloned() else {
             place.left_out.insert(LeftOutReason::NameTaken);
             return Vec::new();
@@ -291,7 +291,12 @@ impl<'i> Compiler<'i> {
 impl ClassRules<'_> {
     /// Rules that jump by their ports to a chain that goes by peers. Ports by number are of one rule at most for each packet, so that none meets the
     /// peers as often as there are ports; the other way round it could.
-    fn apart(&mut self, ports: &[RuleCondition], peers: Vec<RuleCondition>, place: &RulePlace) -> Vec<Rule> {
+    fn apart(
+        &mut self,
+        ports: &[RuleCondition],
+        peers: Vec<RuleCondition>,
+        place: &CompiledRule,
+    ) -> Vec<Rule> {
         let name = rule_chain_name(self.class, self.apart.len());
         let rules = peers.into_iter().map(|(_, matches)| place.with(matches, place.action.clone()));
         self.apart.push(regular(name.clone(), rules.collect()));
@@ -299,9 +304,9 @@ impl ClassRules<'_> {
     }
 }
 
-// === impl RulePlace ===
+// === impl CompiledRule ===
 
-impl RulePlace {
+impl CompiledRule {
     pub(super) fn with(&self, matches: Vec<Match>, action: Action) -> Rule {
         Rule::new(matches, action, self.why.clone())
     }
