@@ -183,7 +183,7 @@ fn attempts(foreign: &Foreign) -> Vec<Attempt> {
     let to: Vec<IpAddr> = if foreign.sent { vec![PEER[at], FAR[at]] } else { vec![POD[at]] };
     let uids: &[u32] = if foreign.sent { &UIDS } else { &UIDS[..1] };
     let ports = TCP_PORTS.iter().filter(|port| ![&PROXY_PORTS[..], &CAPTURE_PORTS].concat().contains(port));
-    let ports: Vec<u16> = ports.copied().filter(|port| *port != 9999).collect();
+    let ports: Vec<u16> = ports.copied().collect();
     let mut all = Vec::new();
     for to in to {
         for port in &ports {
