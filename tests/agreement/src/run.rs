@@ -10,7 +10,7 @@ pub const SEED: &str = "AGREEMENT_SEED";
 pub const CASES: &str = "AGREEMENT_CASES";
 
 /// Whoever changes nothing gets the same cases again, so that a failure is of the change. `make soak PART=agreement` tries others.
-const USUAL_SEED: u64 = 1;
+const USUAL_SEED: u64 = 13;
 
 /// A runner for `cases` cases, and its seed.
 ///

@@ -1,7 +1,7 @@
 //! What it costs an agent to verify a full node, and how soon it puts right what somebody has changed there.
 
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -222,7 +222,11 @@ fn delete(pods: &[MeshPod], gone: &[OnceLock<Instant>]) -> Result<()> {
 }
 
 /// Until somebody else has written in each namespace. It is looked while others are still being deleted: who is done first waits for none of them.
-fn wait_for_all(sockets: &mut [KeptSockets], gone: &[OnceLock<Instant>], samples: &mut Samples) -> Result<()> {
+fn wait_for_all(
+    sockets: &mut [KeptSockets],
+    gone: &[OnceLock<Instant>],
+    samples: &mut Samples,
+) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(60);
     let mut repaired: Vec<Option<Instant>> = vec![None; sockets.len()];
     while repaired.iter().any(Option::is_none) {
@@ -236,7 +240,8 @@ fn wait_for_all(sockets: &mut [KeptSockets], gone: &[OnceLock<Instant>], samples
         std::thread::sleep(Duration::from_millis(1));
     }
     for (gone, repaired) in gone.iter().zip(repaired) {
-        let (gone, repaired) = gone.get().zip(repaired).context("a pod was repaired whose rules were there")?;
+        let (gone, repaired) =
+            gone.get().zip(repaired).context("a pod was repaired whose rules were there")?;
         samples.push(repaired.saturating_duration_since(*gone));
     }
     Ok(())
