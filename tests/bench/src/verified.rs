@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use capture::ambient::plan_of_everything;
 use kernel::nft::Nftables;
 use kernel::{KeptSockets, RuleStore};
@@ -27,6 +27,8 @@ pub(crate) const ALL: &[Measure] = &[
 const PODS: usize = 250;
 /// How many of them lose their rules at once.
 const AT_ONCE: usize = 50;
+/// Threads that delete them: a deletion mostly waits for the kernel.
+const DELETERS: usize = 4;
 /// How long a pod is new: the agent looks for conflicts at each full comparison.
 const NEW: Duration = Duration::from_secs(65);
 /// How long records, annotations and Events of pods are written after all are verified.
@@ -195,7 +197,9 @@ fn drift(agent: &Agent, pods: &[MeshPod], report: &mut Report) -> Result<()> {
                 .map(|(pods, gone)| scope.spawn(|| delete(pods, gone)))
                 .collect();
             wait_for_all(&mut sockets, &gone, &mut samples)?;
-            deleters.into_iter().try_for_each(|deleter| deleter.join().expect("no deleter panics"))
+            deleters
+                .into_iter()
+                .try_for_each(|deleter| deleter.join().map_err(|_| anyhow!("a deleter panicked"))?)
         })?;
         wait_for("all pods are verified", || Ok(agent.metric(VERIFIED)? as usize == PODS))?;
     }
