@@ -136,6 +136,13 @@ impl Netns {
         &self.path
     }
 
+    /// Whether the path that it was opened by leads to it still. Its number is nobody else's while it is open. Where this is false, [`Netns::open`] says
+    /// why.
+    #[must_use]
+    pub fn is_at_its_path(&self) -> bool {
+        sys::id_at(&self.path).is_ok_and(|id| id == self.id)
+    }
+
     /// Runs `f` inside the namespace, on a thread of its own that ends with `f`, and returns what `f` returned.
     ///
     /// The file system stays the caller's. A process that `f` spawns starts inside the namespace. A panic in `f` goes

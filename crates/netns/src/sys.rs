@@ -81,7 +81,12 @@ pub(crate) fn identify(fd: &OwnedFd) -> Result<NetnsId, OpenCause> {
 
 /// The network namespace of the calling thread.
 pub(crate) fn id_of_this_thread() -> io::Result<NetnsId> {
-    Ok(id_from(&stat(OF_THIS_THREAD)?))
+    id_at(Path::new(OF_THIS_THREAD))
+}
+
+/// The device and number of what is there, whatever it is.
+pub(crate) fn id_at(path: &Path) -> io::Result<NetnsId> {
+    Ok(id_from(&stat(path)?))
 }
 
 /// Moves the calling thread, which must be one to throw away, to a new network namespace.

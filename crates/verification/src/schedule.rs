@@ -7,6 +7,9 @@ use std::time::Duration;
 const FIRST_ROUND: Duration = Duration::from_secs(10);
 /// The most that a tick comes earlier or later than its phase, in percent of the interval.
 const JITTER: u32 = 10;
+/// Moments of an interval at which pods have their ticks: those of the same one are looked at together, as to wake up costs as much as a look at the
+/// generation.
+const MOMENTS: u32 = 64;
 
 /// How often pods are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +54,7 @@ impl Schedule {
         let phase = within(hash(uid, 0), self.interval);
         let earliest = now.saturating_sub(phase).as_nanos() / self.interval.as_nanos();
         let earliest = u64::try_from(earliest).unwrap_or(u64::MAX).saturating_sub(1);
-        let ticks = (earliest..).map(|number| self.tick(uid, phase, number));
+        let ticks = (earliest..).map(|number| self.moment(self.tick(uid, phase, number)));
         // By its jitter each of them is less than one interval away from its phase.
         ticks.take(4).find(|tick| *tick > now).unwrap_or(now + self.interval)
     }
@@ -71,7 +74,17 @@ impl Schedule {
     }
 
     fn longest_gap(&self) -> Duration {
-        self.interval + self.width()
+        self.interval + self.width() + self.between_moments()
+    }
+
+    /// The moment that is nearest.
+    fn moment(&self, at: Duration) -> Duration {
+        let between = self.between_moments().as_nanos().max(1);
+        nanoseconds((at.as_nanos() + between / 2) / between * between)
+    }
+
+    fn between_moments(&self) -> Duration {
+        self.interval / MOMENTS
     }
 
     fn tick(&self, uid: &str, phase: Duration, number: u64) -> Duration {
@@ -80,9 +93,9 @@ impl Schedule {
         (start + within(hash(uid, number + 1), self.width())).saturating_sub(self.width() / 2)
     }
 
-    /// The time within which a tick may be.
+    /// The time within which a tick may be before it goes to its moment.
     fn width(&self) -> Duration {
-        self.interval * (2 * JITTER) / 100
+        (self.interval * (2 * JITTER) / 100).saturating_sub(self.between_moments())
     }
 }
 

@@ -71,6 +71,9 @@ fn legacy(runs: usize, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// The pods of a full node.
+const PODS: u32 = 250;
+
 /// A look at a pod without rules of others, as the first one is: nothing is known of it.
 fn conflicts(runs: usize, report: &mut Report) -> Result<()> {
     let iptables = Iptables::forced(Variant::Legacy);
@@ -102,6 +105,9 @@ fn conflicts(runs: usize, report: &mut Report) -> Result<()> {
             Ok(())
         })?;
         report.time(&format!("conflicts: and examined, CPU, {name}"), examining, None);
+        let all = (reading + examining) * PODS;
+        let most = Duration::from_millis(250);
+        report.time(&format!("conflicts: 250 pods, by what one costs, CPU, {name}"), all, most);
     }
     Ok(())
 }

@@ -29,10 +29,8 @@ const PODS: usize = 250;
 const AT_ONCE: usize = 50;
 /// Threads that delete them: a deletion mostly waits for the kernel.
 const DELETERS: usize = 4;
-/// How long a pod is new: the agent looks for conflicts at each full comparison.
-const NEW: Duration = Duration::from_secs(65);
-/// How long records, annotations and Events of pods are written after all are verified.
-const ENROLLING: Duration = Duration::from_secs(15);
+/// How long a pod is new: the agent looks for conflicts at each full comparison of the first minute, and at the next one, up to eleven seconds later.
+const NEW: Duration = Duration::from_secs(80);
 /// How long the agent is watched. It looks at each pod in every second of it, and compares in full in one of ten.
 const WATCHED: Duration = Duration::from_secs(10);
 /// How often pods are looked at by default, and those of the largest nodes.
@@ -91,16 +89,11 @@ fn node() -> Result<(Mesh, Vec<MeshPod>)> {
 
 /// What a look at each pod costs, of a core, where there is one in so long.
 fn shares(report: &mut Report, backend: &str, spent: Spent, most: f64) -> Result<()> {
-    let Spent { floor, scanning, steady } = spent;
-    let Looked { spent, all, full } = steady;
+    let Spent { floor, steady } = spent;
+    let Looked { spent, all } = steady;
     ensure!(all >= 2.0 * PODS as f64, "only {all} looks");
     ensure!(spent > floor, "what looks at nothing has used more: {floor:?}, {spent:?}");
     let look = (spent - floor).as_secs_f64() / all;
-    // A new pod's full comparisons look for conflicts, too, and later ones only where something has changed.
-    let scan = scanning.spent.saturating_sub(spent.mul_f64(scanning.full / full));
-    let scans = scan.div_f64(scanning.full / PODS as f64);
-    let text = format!("verification: conflicts of 250 pods without foreign rules, CPU, {backend}");
-    report.time(&text, scans, Duration::from_millis(250));
     let share = |pods: f64, interval: Duration| look * pods / interval.as_secs_f64();
     let text =
         format!("verification: the same agent in {WATCHED:?} without pods in the mesh, CPU, {backend}");
@@ -118,10 +111,9 @@ fn shares(report: &mut Report, backend: &str, spent: Spent, most: f64) -> Result
     Ok(())
 }
 
-/// What an agent has used while it looked at nothing, in the first minute of its pods, and after that.
+/// What an agent has used while it looked at nothing, and when its pods are not new any more.
 struct Spent {
     floor: Duration,
-    scanning: Looked,
     steady: Looked,
 }
 
@@ -129,7 +121,6 @@ struct Spent {
 struct Looked {
     spent: Duration,
     all: f64,
-    full: f64,
 }
 
 /// An agent that has looked at nothing for a while, then at all pods for as long; gives its memory then. `then` gets what it has used in both.
@@ -146,24 +137,21 @@ fn verified(
     mesh.node.api.set_namespace(BULK, &[(MODE, "ambient")]);
     wait_for("all pods are verified", || Ok(agent.metric(VERIFIED)? as usize == PODS))
         .with_context(|| agent.log().text())?;
-    std::thread::sleep(ENROLLING);
-    let scanning = looked_at(&agent)?;
-    std::thread::sleep(NEW.saturating_sub(ENROLLING + WATCHED));
+    std::thread::sleep(NEW);
     let steady = looked_at(&agent)?;
     let resident = resident(&agent)?;
-    then(&agent, Spent { floor, scanning, steady })?;
+    then(&agent, Spent { floor, steady })?;
     Ok(resident)
 }
 
-/// What an agent uses in a while, and how many looks it takes meanwhile, with how many full comparisons among them.
+/// What an agent uses in a while, and how many looks it takes meanwhile.
 fn looked_at(agent: &Agent) -> Result<Looked> {
-    let (before, full_before) = (looks(agent, &["cheap", "full"])?, looks(agent, &["full"])?);
+    let before = looks(agent, &["cheap", "full"])?;
     let spent = used_in_a_while(agent)?;
     // Those while it settled do not count.
     let share = WATCHED.as_secs_f64() / (WATCHED + SETTLE).as_secs_f64();
     let all = (looks(agent, &["cheap", "full"])? - before) * share;
-    let full = (looks(agent, &["full"])? - full_before) * share;
-    Ok(Looked { spent, all, full })
+    Ok(Looked { spent, all })
 }
 
 const VERIFIED: &str = "istio_cni_pods_verified{mode=\"ambient\"}";

@@ -22,6 +22,9 @@ pub(crate) fn identity(netns: &Netns, found: FoundBy) -> NetnsIdentity {
     if found == FoundBy::Descriptor {
         return NetnsIdentity::Holds;
     }
+    if netns.is_at_its_path() {
+        return NetnsIdentity::Holds;
+    }
     match Netns::open(netns.path()) {
         Ok(there) if &there == netns => NetnsIdentity::Holds,
         Ok(_) => NetnsIdentity::Another,
