@@ -189,11 +189,7 @@ impl Job {
     }
 
     fn load_guard(&self, netns: &Netns, isolation: Isolation) -> Result<(), OperationFailure> {
-        let plan = |backend| Plan {
-            backend,
-            routing: Vec::new(),
-            layers: vec![self.guard_layer(isolation, backend)],
-        };
+        let plan = |backend| Plan::of_layer(backend, self.guard_layer(isolation, backend));
         let choice = plugin::choice(&self.conf);
         let applied = netns.enter(|inside| self.kernel().apply(inside, choice, plan))??;
         self.policies.guarded(isolation, applied.backend);

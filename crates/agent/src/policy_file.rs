@@ -1,4 +1,4 @@
-//! The snapshot of policies in the state directory: written when something changed, not more often than it is worth, and read at the start.
+//! The snapshot of policies in the state directory, for ADDs without the agent: written when something changed, and not more often than it is worth.
 
 #[cfg(test)]
 mod tests;
@@ -7,27 +7,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use policy::snapshot::{MAX_SNAPSHOT, PolicySnapshot};
 use telemetry::Scope;
 use tokio::time::Instant;
-use trusted::Links;
 
 use crate::policy_socket::PolicyHandle;
 
 /// The least time between two snapshots. An ADD without the agent goes by one that is so old at most, or as old as the agent's absence.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// Has the task of policies begin with what an earlier agent kept, and keeps what it knows from then on.
+/// Keeps what the task of policies knows, until it ends.
 pub(crate) async fn live(state_dir: PathBuf, policies: Arc<dyn PolicyHandle>, log: Scope) {
     let path = state_dir.join(rundir::POLICIES_NAME);
-    match read(&path) {
-        Ok(Some(kept)) => policies.begin_with(kept),
-        Ok(None) => {}
-        Err(why) => log.warn(
-            "what an earlier agent knew of policies is not used; it is written anew",
-            &[("path", &path.display()), ("error", &why)],
-        ),
-    }
     let (mut changes, mut written): (_, Option<Vec<u8>>) = (policies.changes(), None);
     changes.mark_changed();
     // It ends with the task of policies.
@@ -52,15 +42,6 @@ pub(crate) async fn live(state_dir: PathBuf, policies: Arc<dyn PolicyHandle>, lo
             }
         }
         tokio::time::sleep_until(next).await;
-    }
-}
-
-/// Nothing where there is none.
-fn read(path: &Path) -> Result<Option<PolicySnapshot>, String> {
-    match trusted::read(path, Links::Refused, MAX_SNAPSHOT) {
-        Ok(bytes) => PolicySnapshot::from_bytes(&bytes).map(Some).map_err(|error| error.to_string()),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -34,9 +34,6 @@ pub(crate) trait PolicyHandle: Send + Sync + 'static {
     /// Takes away what there is of pods that are gone and of their addresses.
     fn release(&self, request: ReleaseRequest) -> PolicyFuture<Result<(), String>>;
 
-    /// What an earlier agent kept, which counts until the API server has told more. Called once, before all others, if there is anything.
-    fn begin_with(&self, kept: PolicySnapshot);
-
     /// Another number after each change of what [`Self::snapshot`] gives.
     fn changes(&self) -> watch::Receiver<u64>;
 

@@ -56,6 +56,16 @@ pub enum Routing {
     },
 }
 
+// === impl Plan ===
+
+impl Plan {
+    /// One layer, without routing.
+    #[must_use]
+    pub fn of_layer(backend: Backend, layer: Ruleset) -> Self {
+        Self { backend, routing: Vec::new(), layers: vec![layer] }
+    }
+}
+
 impl fmt::Display for Routing {
     /// As the ip program takes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -42,8 +42,12 @@ impl PolicyHandle for PolicyAnswers {
             let Some(labels) = labels else { return Err(format!("the labels of pod {pod} are not known")) };
             let starting = PodToPrepare { pod, labels, addresses };
             let prepared = own.policies.prepare(starting).await.map_err(|error| fault::chain(&error))?;
-            let node = own.node_addresses().await;
-            Ok(answer(&prepared, node))
+            let mut answer = answer(&prepared);
+            // They are for the guard, which a pod gets whose policies are not in force yet.
+            if !answer.in_force && !answer.isolation.is_none() {
+                answer.node = own.node_addresses().await;
+            }
+            Ok(answer)
         })
     }
 
@@ -56,9 +60,6 @@ impl PolicyHandle for PolicyAnswers {
             Ok(())
         })
     }
-
-    /// What is in the kernel stays until everything is listed; what else a snapshot has is not needed yet.
-    fn begin_with(&self, _: PolicySnapshot) {}
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.policies.turns()
@@ -93,7 +94,7 @@ impl PolicyAnswers {
     }
 }
 
-fn answer(prepared: &PreparedPod, node: Vec<IpAddr>) -> PrepareAnswer {
+fn answer(prepared: &PreparedPod) -> PrepareAnswer {
     let isolates = |class: &Option<Arc<PolicyClass>>| {
         let mut policies = class.iter().flat_map(|class| &class.policies);
         policies.any(|policy| policy.section == Section::NetworkPolicy)
@@ -105,7 +106,7 @@ fn answer(prepared: &PreparedPod, node: Vec<IpAddr>) -> PrepareAnswer {
     let classes = &prepared.classes;
     PrepareAnswer {
         isolation: Isolation { ingress: isolates(&classes.ingress), egress: isolates(&classes.egress) },
-        // What enforces policies in pods' own namespaces is not built yet: they stay guarded.
+        // Rules come into a pod's own namespace once a process of the pod is there; until then it is guarded.
         in_force: prepared.point == EnforcementPoint::Node,
         point: match prepared.point {
             EnforcementPoint::Node => EnforcedAt::Node,
@@ -113,6 +114,6 @@ fn answer(prepared: &PreparedPod, node: Vec<IpAddr>) -> PrepareAnswer {
         },
         ingress_class: named(&classes.ingress),
         egress_class: named(&classes.egress),
-        node,
+        node: Vec::new(),
     }
 }

@@ -205,7 +205,7 @@ impl PodPointKeeper {
 
     async fn work_on(&self, name: &LocalName) -> Result<(), PodPointFailure> {
         let pod = self.parts.cluster.index().pod(&name.namespace, &name.name).cloned();
-        let Some(pod) = pod.filter(|pod| !matches!(pod.phase(), "Succeeded" | "Failed")) else {
+        let Some(pod) = pod.filter(|pod| !pod.is_terminal()) else {
             self.places().remove(name);
             return Ok(());
         };
@@ -304,7 +304,7 @@ fn load(
 ) -> Result<Change, PodPointFailure> {
     let Some(compiled) = &job.rules else { return unload(inside, kernel, backend, job) };
     let setup = |rules: &Ruleset| {
-        let plan = |backend| Plan { backend, routing: Vec::new(), layers: vec![rules.clone()] };
+        let plan = |backend| Plan::of_layer(backend, rules.clone());
         kernel.apply(inside, Choice::Only(backend), plan).map(|applied| applied.rules)
     };
     let mut sets = Sets::open(inside, backend, &compiled.rules)?;
@@ -362,7 +362,7 @@ fn unload(
 ) -> Result<Change, PodPointFailure> {
     // In iptables a rule of ours is known by a chain of ours that it leads to, or by the plan.
     let rules = job.before.as_ref().map_or_else(policy::guard::no_rules, |before| before.rules.clone());
-    let plan = Plan { backend, routing: Vec::new(), layers: vec![rules] };
+    let plan = Plan::of_layer(backend, rules);
     let change = kernel.cleanup(inside, &plan)?;
     if let Some(before) = &job.before {
         Sets::open(inside, backend, &before.rules)?.destroy()?;

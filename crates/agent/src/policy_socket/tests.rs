@@ -11,7 +11,6 @@ pub(crate) struct FakePolicies {
     pub(crate) pause: Duration,
     pub(crate) answer: Result<PrepareAnswer, String>,
     pub(crate) released: Mutex<Vec<ReleasedPod>>,
-    pub(crate) begun: Mutex<Option<PolicySnapshot>>,
     pub(crate) known: watch::Sender<u64>,
     pub(crate) snapshot: Mutex<Option<PolicySnapshot>>,
 }
@@ -22,7 +21,6 @@ impl FakePolicies {
             pause,
             answer,
             released: Mutex::default(),
-            begun: Mutex::default(),
             known: watch::Sender::default(),
             snapshot: Mutex::default(),
         })
@@ -45,10 +43,6 @@ impl PolicyHandle for FakePolicies {
     fn release(&self, request: ReleaseRequest) -> PolicyFuture<Result<(), String>> {
         self.released.lock().unwrap().extend(request.pods);
         Box::pin(async { Ok(()) })
-    }
-
-    fn begin_with(&self, kept: PolicySnapshot) {
-        *self.begun.lock().unwrap() = Some(kept);
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -48,7 +48,7 @@ pub fn plan_host(node: &NodeOptions, sender: ProbeSender, backend: Backend) -> P
         ipv6: node.ipv6,
         tables: vec![nat],
     };
-    Plan { backend, routing: Vec::new(), layers: vec![rules] }
+    Plan::of_layer(backend, rules)
 }
 
 /// In nf_tables the base chain is ours alone; in iptables others have rules there, and the first that changes the source wins.

@@ -97,7 +97,7 @@ fn plan(backend: Backend) -> Plan {
         ipv6: false,
         tables: Vec::new(),
     };
-    Plan { backend, routing: Vec::new(), layers: vec![ruleset] }
+    Plan::of_layer(backend, ruleset)
 }
 
 #[test]

@@ -132,7 +132,7 @@ fn guarded(way: Way, mode: Mode) {
     }
     let iptables = way.iptables();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
-    let lifted = Plan { backend: way.backend(), routing: Vec::new(), layers: vec![no_rules()] };
+    let lifted = Plan::of_layer(way.backend(), no_rules());
     pod.enter(|inside| kernel.cleanup(inside, &lifted)).unwrap().unwrap();
     assert_eq!(pod.enter(|inside| kernel.observe(inside, &sidecar)).unwrap().unwrap(), []);
     for ip in pod.ips() {

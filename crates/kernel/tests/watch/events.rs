@@ -62,7 +62,7 @@ fn other() -> Ruleset {
 
 /// A plan that is this ruleset.
 fn plan_of(ruleset: &Ruleset) -> Arc<Plan> {
-    Arc::new(Plan { backend: Backend::Nftables, routing: Vec::new(), layers: vec![ruleset.clone()] })
+    Arc::new(Plan::of_layer(Backend::Nftables, ruleset.clone()))
 }
 
 /// A namespace with [`with_set`], and the sockets that are kept there.
