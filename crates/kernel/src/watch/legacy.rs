@@ -63,10 +63,10 @@ impl LegacyTables {
     pub(super) fn may_exist() -> bool {
         // What is there once goes with the kernel's module only, and no file is no table.
         static EXISTS: AtomicBool = AtomicBool::new(false);
-        EXISTS.load(Ordering::Relaxed) || {
-            let exists = crate::iptables::LEGACY_NAMES.iter().any(|path| Path::new(path).exists());
-            EXISTS.fetch_or(exists, Ordering::Relaxed) || exists
-        }
+        let is_there = || crate::iptables::LEGACY_NAMES.iter().any(|path| Path::new(path).exists());
+        let exists = EXISTS.load(Ordering::Relaxed) || is_there();
+        EXISTS.store(exists, Ordering::Relaxed);
+        exists
     }
 
     pub(super) fn read(_: &Inside) -> Result<Self, Error> {
