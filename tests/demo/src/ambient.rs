@@ -1,9 +1,5 @@
 //! A pod enters the mesh and leaves it again while connections go on: to it, from it, and the node's probes of it.
 //!
-//! ```text
-//!   [ pod ] ── veth ── [ node ] ── veth ── [ world ]
-//! ```
-//!
 //! Whether a connection went through ztunnel is not guessed from its phase: the relay that stands for ztunnel notes each client.
 
 mod held;
@@ -22,11 +18,12 @@ use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::probe::{Listener, Listeners};
 use testkit::relay::Relay;
 use testkit::ztunnel::{Answer, Request, Script};
-use testkit::{Agent, PATIENCE, TestNetns, eventually, wait_until_up};
+use testkit::{Agent, PATIENCE, TestNetns, eventually};
 
 use crate::backend::Backend;
 use crate::expectations::{APP, HTTPS, WORLD};
 use crate::removal;
+use crate::wires;
 
 pub(crate) use held::HeldReport;
 use held::{Echo, Held};
@@ -35,8 +32,6 @@ use loops::{Attempt, Loops, Moments, Phase, Route};
 
 /// How long connections run before the pod enters, while it is in the mesh, and after it has left.
 const PHASE: Duration = Duration::from_millis(700);
-/// The node's address at the pod's interface, a link-local one as many network plugins have it.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The source by which a pod in the mesh tells probes.
 const PROBE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 7, 127));
 
@@ -193,35 +188,8 @@ impl Scene {
     fn new() -> Result<Self> {
         let (mesh, world) = (Mesh::new()?, TestNetns::new()?);
         let pod = mesh.running("default", "web", &[])?;
-        let ip = pod.ip;
-        mesh.host.set_sysctl("net.ipv4.ip_forward", "1")?;
-        mesh.host.ip(&[
-            format!("link add pod type veth peer name eth0 netns {}", pod.netns.path().display()),
-            format!("link add uplink type veth peer name eth0 netns {}", world.path().display()),
-            "link set pod up".to_owned(),
-            "link set uplink up".to_owned(),
-            format!("address add {GATEWAY}/32 dev pod"),
-            format!("route add {ip}/32 dev pod"),
-            "address add 203.0.113.1/24 dev uplink".to_owned(),
-        ])?;
-        // A redirect of what comes in is to an address of the interface that it comes by.
-        pod.netns.ip(&[
-            "link set eth0 up".to_owned(),
-            "link delete net0".to_owned(),
-            format!("address add {ip}/32 dev eth0"),
-            format!("route add {GATEWAY} dev eth0"),
-            format!("route add default via {GATEWAY}"),
-        ])?;
-        world.ip(&[
-            "link set eth0 up".to_owned(),
-            format!("address add {WORLD}/24 dev eth0"),
-            "route add default via 203.0.113.1".to_owned(),
-        ])?;
-        for (netns, link) in
-            [(&mesh.host, "pod"), (&mesh.host, "uplink"), (&pod.netns, "eth0"), (&world, "eth0")]
-        {
-            wait_until_up(netns, link, true)?;
-        }
+        wires::connect_world(&mesh, &world)?;
+        wires::connect_pod(&mesh, &pod, "pod")?;
         Ok(Self { mesh, pod: Arc::new(pod), world })
     }
 

@@ -13,8 +13,10 @@ mod expectations;
 mod next;
 mod node;
 mod pods;
+mod policy;
 mod removal;
 mod show;
+mod wires;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -34,6 +36,7 @@ use crate::drift::DriftReport;
 use crate::expectations::{HTTPS, MYSQL, PODS};
 use crate::node::Node;
 use crate::pods::PodReport;
+use crate::policy::PolicyReport;
 use crate::removal::{Host, Made, RemovalReport};
 use crate::show::Screen;
 
@@ -64,6 +67,8 @@ enum Act {
     Ambient,
     /// Somebody deletes rules of running pods, and they come back
     Drift,
+    /// Network policies, from the first packet of a pod on
+    Policy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -87,9 +92,11 @@ struct Report {
 }
 
 /// What was observed in the acts that can be played alone.
+#[derive(Default, Serialize)]
 struct Acts {
     ambient: Vec<AmbientReport>,
     drift: Vec<DriftReport>,
+    policy: Vec<PolicyReport>,
 }
 
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
@@ -136,20 +143,12 @@ fn run(cli: &Cli) -> Result<usize> {
     if let Some(act) = cli.only {
         let before = Host::observe()?;
         let backends = cli.backend.as_ref().map_or(&BACKENDS[..], std::slice::from_ref);
-        let acts = match act {
-            Act::Ambient => Acts { ambient: play_ambient(backends, cli, screen)?, drift: Vec::new() },
-            Act::Drift => Acts { ambient: Vec::new(), drift: play_drift(backends, cli, screen)? },
-        };
+        let acts = Acts::play(&[act], backends, cli, screen)?;
         let left = Host::observe()?.left_since(&before, &Made::default());
         let problems = left.len() + acts.problems();
         screen.end(&left, problems, acts.connections(), start.elapsed());
         screen.next(&cli.bin_dir, problems);
-        let Acts { ambient, drift } = acts;
-        return finish(
-            cli,
-            problems,
-            &serde_json::json!({ "left_on_host": left, "ambient": ambient, "drift": drift }),
-        );
+        return finish(cli, problems, acts.shown(&left)?);
     }
     screen.heading(
         "A private node",
@@ -158,8 +157,7 @@ fn run(cli: &Cli) -> Result<usize> {
     let before = Host::observe()?;
     let nftables = run_backend(Backend::Nftables, Detail::Full, &cli.bin_dir, screen)?;
     let iptables = run_backend(Backend::Iptables, Detail::Compact, &cli.bin_dir, screen)?;
-    let acts =
-        Acts { ambient: play_ambient(&BACKENDS, cli, screen)?, drift: play_drift(&BACKENDS, cli, screen)? };
+    let acts = Acts::play(&[Act::Ambient, Act::Drift, Act::Policy], &BACKENDS, cli, screen)?;
     let after = Host::observe()?;
     let left: Vec<String> = [&nftables, &iptables]
         .iter()
@@ -170,11 +168,9 @@ fn run(cli: &Cli) -> Result<usize> {
     let connections = nftables.connections.len() + iptables.connections.len() + acts.connections();
     screen.end(&left, problems, connections, start.elapsed());
     screen.next(&cli.bin_dir, problems);
-    let Acts { ambient, drift } = acts;
-    let backends = [nftables, iptables];
-    let all =
-        serde_json::json!({ "left_on_host": left, "backends": backends, "ambient": ambient, "drift": drift });
-    finish(cli, problems, &all)
+    let mut all = acts.shown(&left)?;
+    all["backends"] = serde_json::to_value([nftables, iptables])?;
+    finish(cli, problems, all)
 }
 
 fn play_ambient(backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Vec<AmbientReport>> {
@@ -205,10 +201,23 @@ fn play_drift(backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Vec<Dri
     Ok(acts)
 }
 
+fn play_policy(backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Vec<PolicyReport>> {
+    let mut acts = Vec::new();
+    for backend in backends {
+        screen.heading(
+            &format!("Network policies, {}", backend.name()),
+            "only friends may reach these pods, from their first packet on; kubelet may, a node port does not help",
+        );
+        let act = policy::run(&cli.bin_dir, *backend)?;
+        screen.policy(&act);
+        acts.push(act);
+    }
+    Ok(acts)
+}
+
 /// Writes the result for programs, if it is asked for, and gives the number of problems.
-fn finish(cli: &Cli, problems: usize, observed: &serde_json::Value) -> Result<usize> {
+fn finish(cli: &Cli, problems: usize, mut all: serde_json::Value) -> Result<usize> {
     if cli.output == Format::Json {
-        let mut all = observed.clone();
         all["ok"] = (problems == 0).into();
         serde_json::to_writer_pretty(std::io::stdout(), &all).context("write the result")?;
         println!();
@@ -308,12 +317,33 @@ impl Report {
 }
 
 impl Acts {
+    fn play(acts: &[Act], backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Self> {
+        let mut played = Self::default();
+        for act in acts {
+            match act {
+                Act::Ambient => played.ambient = play_ambient(backends, cli, screen)?,
+                Act::Drift => played.drift = play_drift(backends, cli, screen)?,
+                Act::Policy => played.policy = play_policy(backends, cli, screen)?,
+            }
+        }
+        Ok(played)
+    }
+
+    /// For programs.
+    fn shown(&self, left: &[String]) -> Result<serde_json::Value> {
+        let mut all = serde_json::to_value(self)?;
+        all["left_on_host"] = left.into();
+        Ok(all)
+    }
+
     fn problems(&self) -> usize {
         let ambient = self.ambient.iter().map(|act| act.problems.len());
-        ambient.chain(self.drift.iter().map(|act| act.problems.len())).sum()
+        let drift = self.drift.iter().map(|act| act.problems.len());
+        ambient.chain(drift).chain(self.policy.iter().map(|act| act.problems.len())).sum()
     }
 
     fn connections(&self) -> usize {
-        self.ambient.iter().map(AmbientReport::connections).sum()
+        let ambient: usize = self.ambient.iter().map(AmbientReport::connections).sum();
+        ambient + self.policy.iter().map(PolicyReport::connections).sum::<usize>()
     }
 }

@@ -10,6 +10,7 @@ use crate::checks::CheckReport;
 use crate::connections::ConnectionReport;
 use crate::drift::DriftReport;
 use crate::pods::PodReport;
+use crate::policy::{PolicedPod, PolicyReport};
 use crate::removal::RemovalReport;
 
 /// Prints what people read; nothing where a program reads.
@@ -311,6 +312,41 @@ impl Screen {
             self.good(&format!("who it was: {}, by the agent's log and cnictl verify", one.culprit));
         }
         verify(after);
+        self.problems(problems);
+    }
+
+    /// The pods that a policy selects.
+    pub(crate) fn policy(self, report: &PolicyReport) {
+        let PolicyReport { pods, node_port_source, problems, .. } = report;
+        let heads = heads(&[
+            "POD",
+            "MODE",
+            "FIRST PACKET",
+            "FROM THE NODE",
+            "BY A NODE PORT",
+            "CLIENT WITH THE LABEL",
+        ]);
+        let row = |pod: &PolicedPod| {
+            let denied = |text: &str| Cell::new(text).styled(Style::Yellow);
+            let reached = |text: &str| Cell::new(text).styled(Style::Green);
+            vec![
+                Cell::new(&pod.pod),
+                Cell::new(pod.mode),
+                denied(&pod.first),
+                reached(&pod.kubelet),
+                denied(&pod.node_port),
+                reached(&pod.labelled),
+            ]
+        };
+        let rows: Vec<Vec<Cell>> = std::iter::once(heads).chain(pods.iter().map(row)).collect();
+        self.table(&rows).iter().for_each(|line| self.print(line));
+        if problems.is_empty() {
+            let opened: Vec<String> = pods.iter().map(|pod| format!("{:.0} ms", pod.labelled_ms)).collect();
+            self.good(&format!("open to the client {} after its label", opened.join(" and ")));
+            self.good(&format!(
+                "by a node port the world comes as the node, from {node_port_source}, and is told apart from it"
+            ));
+        }
         self.problems(problems);
     }
 
