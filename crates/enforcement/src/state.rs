@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cluster::news::ObjectKey;
 use cluster::{Cluster, Objects, Peers, Shared};
 use facts::{LabelSet, NetworkPolicy, PodRef};
-use policy::index::{LocalFacts, LocalName, PodClasses, PolicyEffect, PolicyIndex};
+use policy::index::{LocalFacts, LocalName, PodClasses, PolicyEffect, PolicyIndex, TunnelJudge};
 use policy::snapshot::PolicySnapshot;
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
 use tokio::sync::watch;
@@ -302,7 +302,7 @@ fn world<'a>(peers: &'a Peers, local: &'a LocalPods, namespaces: &'a LabelledNam
 }
 
 fn local_facts(pod: &ClusterPod<'_>) -> LocalFacts {
-    LocalFacts { labels: pod.label_set(), addresses: pod.addresses().into() }
+    LocalFacts { labels: pod.label_set(), addresses: pod.addresses().into(), tunnel: TunnelJudge::Port }
 }
 
 fn name_of(key: &ObjectKey) -> LocalName {

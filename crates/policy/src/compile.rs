@@ -87,6 +87,8 @@ pub struct PodPoint<'a> {
     pub services: bool,
     /// Where the pod is in ambient mode: the addresses from which the own node's probes seem to come, by TCP.
     pub enrolled: Option<&'a [IpAddr]>,
+    /// Of such a pod only what is inside the tunnel is judged: the node's rules judge the rest, and the tunnel itself.
+    pub inner: bool,
 }
 
 /// The rules for a pod in its own network namespace.
@@ -110,30 +112,33 @@ pub fn compile_pod(
         let Some(class) = classes.of_direction(direction) else { continue };
         let (sections, apart) = compiler.class(class);
         let tunnel = point.enrolled.map(|_| compiler.tunnel(class));
-        let jumps = |inside: &Match, matches: &[Match]| {
-            let opening = tunnel.as_ref().map(|tunnel| (&*tunnel.opening, inside));
-            tunnel::section_jumps(class, &sections, opening, matches)
-        };
-        let mut rules = not_judged(direction, point, &pass);
-        rules.extend(tunnel.iter().flat_map(|tunnel| tunnel.jumps(direction)));
-        let lo = Match::InInterface { name: "lo".into(), not: false };
-        match direction {
-            TrafficDirection::Egress => {
-                let of_services = || services.iter().map(|set| service_rule(set, &pass));
-                rules.extend(of_services());
-                rules.extend(tunnel::section_jumps(class, &sections, None, &[]));
-                if tunnel.is_some() {
-                    let mut asked = tunnel::not_asked(&pass);
-                    asked.extend(of_services());
-                    asked.extend(jumps(&Match::Protocol(Protocol::Tcp), &[Match::Protocol(Protocol::Tcp)]));
-                    chains.extend(attached(tunnel::output(backend), asked, returns));
-                }
-            }
-            TrafficDirection::Ingress => rules.extend(jumps(&lo, &[])),
+        let of_services = services.iter().map(|set| service_rule(set, &pass));
+        if let (TrafficDirection::Egress, Some(tunnel)) = (direction, &tunnel) {
+            let tcp = Match::Protocol(Protocol::Tcp);
+            let mut asked = tunnel::not_asked(&pass);
+            asked.extend(of_services.clone());
+            asked.extend(tunnel::section_jumps(
+                class,
+                &sections,
+                Some((&tunnel.opening, &tcp)),
+                &[tcp.clone()],
+            ));
+            chains.extend(attached(tunnel::output(backend), asked, returns));
         }
-        chains.extend(attached(base(direction, backend), rules, returns));
-        regular.extend(sections.iter().cloned().chain(apart));
-        regular.extend(tunnel.into_iter().flat_map(|tunnel| tunnel.outer));
+        if direction == TrafficDirection::Ingress || !point.inner {
+            let mut rules = not_judged(direction, point, &pass);
+            if let Some(tunnel) = tunnel.as_ref().filter(|_| !point.inner) {
+                rules.extend(tunnel.jumps(&[tunnel::tunnelled(direction)]));
+            }
+            rules.extend(of_services.filter(|_| direction == TrafficDirection::Egress));
+            let lo = Match::InInterface { name: "lo".into(), not: false };
+            let opening = tunnel.as_ref().filter(|_| direction == TrafficDirection::Ingress);
+            let opening = opening.map(|tunnel| (&*tunnel.opening, &lo));
+            rules.extend(tunnel::section_jumps(class, &sections, opening, &[]));
+            chains.extend(attached(base(direction, backend), rules, returns));
+        }
+        regular.extend(sections.into_iter().chain(apart));
+        regular.extend(tunnel.into_iter().filter(|_| !point.inner).flat_map(|tunnel| tunnel.outer));
     }
     chains.extend(regular);
     let (mut sets, kept, left_out) = compiler.finish();
@@ -200,6 +205,9 @@ fn not_judged(direction: TrafficDirection, point: &PodPoint<'_>, pass: &Action) 
     if point.enrolled.is_some() {
         // The first of them: what ztunnel brings to the application goes this way, too.
         rules[0].matches.push(tunnel::ztunnels(true));
+    }
+    if point.inner {
+        rules.insert(0, Rule::new(vec![tunnel::tunnelled(direction)], pass.clone(), "the node judges it"));
     }
     rules.extend([Family::V4, Family::V6].into_iter().zip(NODE).map(|(family, set)| {
         let own = Match::SourceIn { set: set.into(), keys: KeyType::Address(family), not: false };

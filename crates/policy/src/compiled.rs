@@ -9,7 +9,7 @@ use ruleset::eval::{Packet, RulePlace, Verdict, evaluate};
 use ruleset::{Backend, Contents, Family, Hook, Key, Protocol, SetDelta};
 
 use crate::compile::{CompiledPod, PodPoint, compile_pod};
-use crate::index::{LocalFacts, LocalName, PeerMember, PolicyIndex};
+use crate::index::{LocalFacts, LocalName, PeerMember, PolicyIndex, TunnelJudge};
 use crate::{
     FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyWorld as _, TUNNEL_PORT, Traffic, World as _,
     ZTUNNEL_MARK, service_verdicts,
@@ -53,6 +53,20 @@ pub type ServicePoint = (IpAddr, u16);
 impl<'w> CompiledPods<'w> {
     /// Compiles the policies for all live pods, each node by itself. `is_enrolled` says which pods are in ambient mode.
     pub fn new(world: &'w PlainWorld, backend: Backend, is_enrolled: impl Fn(&PlainPod) -> bool) -> Self {
+        Self::compiled(world, backend, is_enrolled, false)
+    }
+
+    /// The rules for what is inside the tunnels of pods in ambient mode, beside those of nodes.
+    pub fn inner(world: &'w PlainWorld, backend: Backend) -> Self {
+        Self::compiled(world, backend, |pod| pod.is_enrolled, true)
+    }
+
+    fn compiled(
+        world: &'w PlainWorld,
+        backend: Backend,
+        is_enrolled: impl Fn(&PlainPod) -> bool,
+        inner: bool,
+    ) -> Self {
         let mut pods = BTreeMap::new();
         for node in world.pod_nodes() {
             let index = indexed(world, node);
@@ -61,7 +75,10 @@ impl<'w> CompiledPods<'w> {
                 let name = name_of(pod);
                 let Some(classes) = index.classes_of(&name) else { continue };
                 let enrolled = is_enrolled(pod).then_some(&[][..]);
-                let point = PodPoint { node: own, services: true, enrolled };
+                if inner && enrolled.is_none() {
+                    continue;
+                }
+                let point = PodPoint { node: own, services: true, enrolled, inner };
                 let compiled = compile_pod(&index, classes, &point, backend);
                 let mut contents = contents(&index, &compiled);
                 if let Some(class) = &classes.egress {
@@ -175,10 +192,18 @@ pub fn indexed(world: &PlainWorld, node: &str) -> PolicyIndex {
         index.policy(world, &policy.name, Some(policy.clone()));
     }
     for pod in world.live_on(node) {
-        let facts = LocalFacts { labels: pod.facts.labels.clone(), addresses: pod.facts.addresses.clone() };
-        index.local_pod(world, &name_of(pod), Some(facts));
+        index.local_pod(world, &name_of(pod), Some(local_facts(pod)));
     }
     index
+}
+
+/// A pod of a node. Where it is in ambient mode its tunnel is judged inside.
+pub fn local_facts(pod: &PlainPod) -> LocalFacts {
+    LocalFacts {
+        labels: pod.facts.labels.clone(),
+        addresses: pod.facts.addresses.clone(),
+        tunnel: if pod.is_enrolled { TunnelJudge::Inside } else { TunnelJudge::Port },
+    }
 }
 
 /// The name of a pod.

@@ -41,6 +41,20 @@ pub struct LocalFacts {
     pub labels: LabelSet,
     /// Its addresses in the cluster's network; not those that another pod has the better claim to ([`World::pod_at`]).
     pub addresses: Box<[IpAddr]>,
+    /// What becomes of the tunnel of ambient mode to it.
+    pub tunnel: TunnelJudge,
+}
+
+/// Who judges what comes to a pod, or leaves it, through the tunnel of ambient mode.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TunnelJudge {
+    /// Nobody inside: the tunnel's port is a port as any other.
+    #[default]
+    Port,
+    /// Rules in the pod are to judge what is inside. They may not be there yet, so that to others the tunnel's port is a port still.
+    Coming,
+    /// Rules in the pod judge it, so that the tunnel itself is open to whoever may come to some port.
+    Inside,
 }
 
 /// Namespace and name of a pod of the node.
@@ -79,6 +93,8 @@ pub enum PolicyEffect {
         addresses: Box<[IpAddr]>,
         /// The policies that select it.
         classes: PodClasses,
+        /// Who judges its tunnel.
+        tunnel: TunnelJudge,
     },
     /// A pod of the node is gone.
     PodGoes(LocalName),
@@ -249,9 +265,10 @@ impl PolicyIndex {
         let Some(now) = facts.as_ref().or(known.map(|pod| &pod.facts)) else { return };
         let classes = self.select(world, name, &now.labels);
         let is_same = known.is_some_and(|pod| pod.classes == classes);
-        let same_addresses = known
-            .is_some_and(|pod| facts.as_ref().is_none_or(|facts| facts.addresses == pod.facts.addresses));
-        let (addresses, before) = (now.addresses.clone(), known.map(|pod| pod.classes.clone()));
+        let place = |facts: &LocalFacts| (facts.addresses.clone(), facts.tunnel);
+        let same_place =
+            known.is_some_and(|pod| facts.as_ref().is_none_or(|facts| place(facts) == place(&pod.facts)));
+        let ((addresses, tunnel), before) = (place(now), known.map(|pod| pod.classes.clone()));
         if let Some(facts) = facts {
             self.pods.insert(name.clone(), LocalPod { facts, classes: classes.clone() });
         } else if let Some(pod) = self.pods.get_mut(name) {
@@ -261,8 +278,8 @@ impl PolicyIndex {
             classes.iter().for_each(|class| self.enter(world, class, effects));
             before.iter().flat_map(PodClasses::iter).for_each(|class| self.leave(class, late));
         }
-        if !is_same || !same_addresses {
-            effects.push(PolicyEffect::PodChanges { pod: name.clone(), addresses, classes });
+        if !is_same || !same_place {
+            effects.push(PolicyEffect::PodChanges { pod: name.clone(), addresses, classes, tunnel });
         }
     }
 

@@ -1,5 +1,5 @@
 use facts::{LabelSet, Peer};
-use policy::index::LocalFacts;
+use policy::index::{LocalFacts, TunnelJudge};
 use policy::{PlainPod, PlainWorld, PolicyTerms};
 use serde_json::json;
 
@@ -47,7 +47,7 @@ impl Setup {
         let labels: LabelSet = labels.iter().copied().collect();
         let facts = Peer { labels: labels.clone(), addresses: [address].into(), ..Peer::default() };
         self.world.put_pod(PlainPod { namespace: "x".into(), name: of.into(), is_enrolled: false, facts });
-        let local = LocalFacts { labels, addresses: [address].into() };
+        let local = LocalFacts { labels, addresses: [address].into(), tunnel: TunnelJudge::Port };
         let mut effects = match is_local {
             true => self.index.local_pod(&self.world, &name(of), Some(local)),
             false => Vec::new(),

@@ -14,7 +14,7 @@ use kernel::sets::Sets;
 use kernel::{Change, Choice, Kernel};
 use policy::compile::{PodPoint, compile_pod};
 use policy::guard::{Admitted, no_rules, plan_guard};
-use policy::index::{LocalFacts, LocalName, PolicyIndex};
+use policy::index::{LocalFacts, LocalName, PolicyIndex, TunnelJudge};
 use policy::{PlainWorld, PolicyTerms};
 use ruleset::{Plan, Ruleset};
 use serde_json::json;
@@ -38,7 +38,11 @@ fn own_rules(pod: &Pod, way: Way) -> Ruleset {
     let (world, mut index) = (PlainWorld::default(), PolicyIndex::default());
     index.policy(&world, &terms.name.clone(), Some(terms));
     let name = LocalName { namespace: "x".into(), name: "p".into() };
-    let facts = LocalFacts { labels: facts::LabelSet::default(), addresses: pod.ips().into() };
+    let facts = LocalFacts {
+        labels: facts::LabelSet::default(),
+        addresses: pod.ips().into(),
+        tunnel: TunnelJudge::Port,
+    };
     index.local_pod(&world, &name, Some(facts));
     compile_pod(&index, index.classes_of(&name).unwrap(), &PodPoint::default(), way.backend()).rules
 }

@@ -8,7 +8,7 @@ use kernel::Change;
 use kernel::nft::{PartedTable, Thoroughness};
 use netns::Host;
 use policy::compile::{EnforcementSettings, Established, NodeRules, POLICY_OWNER};
-use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex};
+use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex, TunnelJudge};
 use policy::{PlainPod, PlainWorld, PolicyTerms};
 use ruleset::{Ruleset, TableKind};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -130,7 +130,11 @@ impl Lab {
         let object = json!({"metadata": {"labels": labels}, "spec": {"nodeName": "n1", "containers": []},
             "status": {"phase": "Running", "podIPs": [{"ip": address}]}});
         let facts: facts::Peer = serde_json::from_value(object).unwrap();
-        let local = LocalFacts { labels: facts.labels.clone(), addresses: facts.addresses.clone() };
+        let local = LocalFacts {
+            labels: facts.labels.clone(),
+            addresses: facts.addresses.clone(),
+            tunnel: TunnelJudge::Port,
+        };
         let addresses = facts.addresses.clone();
         self.world.put_pod(PlainPod { namespace: "x".into(), name: name.into(), is_enrolled: false, facts });
         let named = LocalName { namespace: "x".into(), name: name.into() };

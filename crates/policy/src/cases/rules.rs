@@ -76,10 +76,15 @@ impl RulesReport {
 
     fn node_state(&mut self, state: &CaseState<'_>) -> Result<(), CaseError> {
         let nodes = CompiledNodes::new(state.world);
+        let inside = CompiledPods::inner(state.world, Backend::Nftables);
         for connection in state.connections()? {
-            for flow in connection.flows.iter().filter(|flow| flow.route != FlowRoute::Tunnel) {
+            for flow in &connection.flows {
                 self.connections += 1;
-                let (expected, found) = (connection.allows(flow), nodes.judge(flow));
+                let (expected, mut found) = (connection.allows(flow), nodes.judge(flow));
+                if found.is_allowed && flow.route == FlowRoute::Tunnel {
+                    let ends = [inside.egress(flow, connection.service.flatten()), inside.ingress(flow)];
+                    found = ends.into_iter().find(|end| !end.is_allowed).unwrap_or(found);
+                }
                 if expected.is_some_and(|expected| expected != found.is_allowed) {
                     let found = (found.is_allowed, format!("node {}", text(&found)));
                     self.differences.push(difference(state, &connection, flow, !found.0, &found));

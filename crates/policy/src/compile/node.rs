@@ -2,6 +2,7 @@
 //!
 //! Packets of pods pass there after a service proxy has chosen their destination and before their source is changed. A verdict map for each
 //! direction and family leads the addresses of isolated pods to the chain of their class, so that a pod that no policy selects costs a look-up.
+//! A pod of ambient mode whose tunnel is judged inside has a chain that opens the tunnel's port to whoever may come to some port.
 //! Egress and ingress are base chains of their own, one after the other at one hook: what accepts in the first does not end the second.
 
 mod base;
@@ -17,7 +18,9 @@ use ruleset::{Contents, Element, Family, Key, MapVerdict, Ruleset, Set, SetDelta
 
 use super::rules::key_type;
 use super::{KNOWN_CHAINS, LeftOut, POLICY_OWNER};
-use crate::index::{LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex};
+use crate::index::{
+    LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge,
+};
 use crate::terms::TrafficDirection;
 use class::NodeClass;
 
@@ -83,6 +86,7 @@ pub struct NodeRules {
 struct NodePod {
     addresses: Box<[IpAddr]>,
     classes: PodClasses,
+    tunnel: TunnelJudge,
 }
 
 /// Everything at once: what a starting agent compares the kernel with.
@@ -116,6 +120,7 @@ impl NodeRules {
                 pod: pod.clone(),
                 addresses: facts.addresses.clone(),
                 classes: classes.clone(),
+                tunnel: facts.tunnel,
             }
         });
         node.apply(&pods.collect::<Vec<_>>(), index);
@@ -180,8 +185,12 @@ impl NodeRules {
     /// isolated.
     fn lead_of(&self, direction: TrafficDirection, address: IpAddr) -> Option<MapVerdict> {
         let claimants = self.claims.get(&address)?.iter().rev();
-        let mut classes = claimants.filter_map(|pod| self.pods.get(pod)?.classes.of_direction(direction));
-        classes.next().map(|class| self.classes.get(class).map_or(MapVerdict::Drop, NodeClass::lead))
+        let mut leads = claimants.filter_map(|pod| {
+            let pod = self.pods.get(pod)?;
+            let class = self.classes.get(pod.classes.of_direction(direction)?);
+            Some(class.map_or(MapVerdict::Drop, |class| class.lead(pod.tunnel)))
+        });
+        leads.next()
     }
 }
 

@@ -103,23 +103,26 @@ fn names_tunnel(rule: &RuleTerms) -> bool {
 // === impl TunnelChains ===
 
 impl TunnelChains {
-    /// Leads what goes to the tunnel's port to its chains, and nothing of it further.
-    pub(super) fn jumps(&self, direction: TrafficDirection) -> Vec<Rule> {
+    /// Leads what goes to the tunnel's port and is as `matches` says to its chains, and nothing of it further.
+    pub(super) fn jumps(&self, matches: &[Match]) -> Vec<Rule> {
         let to_tunnel = || {
-            let ports = Ports::One(TUNNEL_PORT);
-            let mut matches = match direction {
-                // The application's own packets do not go to ztunnel's port of another pod.
-                TrafficDirection::Egress => vec![ztunnels(false)],
-                TrafficDirection::Ingress => vec![Match::InInterface { name: "lo".into(), not: true }],
-            };
-            matches.extend([Match::Protocol(Protocol::Tcp), Match::DestinationPort { ports, not: false }]);
-            matches
+            let port = Match::DestinationPort { ports: Ports::One(TUNNEL_PORT), not: false };
+            [matches, &[Match::Protocol(Protocol::Tcp), port]].concat()
         };
         let why = "some port of the pod in the tunnel";
         let jump = |chain: &Chain| Rule::new(to_tunnel(), Action::Jump(chain.name.clone()), why);
         let mut rules: Vec<Rule> = self.outer.iter().map(jump).collect();
         rules.push(Rule::new(to_tunnel(), self.pass.clone(), "no section denies the tunnel"));
         rules
+    }
+}
+
+/// What goes through the tunnel, in the pod's own namespace.
+pub(super) fn tunnelled(direction: TrafficDirection) -> Match {
+    match direction {
+        // The application's own packets do not go to ztunnel's port of another pod.
+        TrafficDirection::Egress => ztunnels(false),
+        TrafficDirection::Ingress => Match::InInterface { name: "lo".into(), not: true },
     }
 }
 

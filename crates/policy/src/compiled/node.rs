@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ruleset::eval::{Owner, Packet, Verdict, evaluate};
 use ruleset::{Backend, Hook};
 
-use super::{PointVerdict, indexed, packet, text};
+use super::{PointVerdict, indexed, outer, packet, text};
 use crate::compile::{CompiledNode, EnforcementSettings, compile_node};
 use crate::{FlowRoute, PlainWorld, PolicyFlow, World as _};
 
@@ -49,7 +49,8 @@ impl<'w> CompiledNodes<'w> {
     fn at(&self, name: &str, flow: &PolicyFlow) -> PointVerdict {
         let own = self.world.node(name).unwrap_or_default();
         let is_node = |address: IpAddr| own.contains(&address) && self.world.pod_at(address).is_none();
-        let mut packet = Packet { in_interface: "pod".into(), out_interface: "out".into(), ..packet(flow) };
+        let mut packet =
+            Packet { in_interface: "pod".into(), out_interface: "out".into(), ..outer(flow, packet(flow)) };
         if is_node(flow.source) {
             packet.in_interface.clear();
             packet.own_source = true;

@@ -53,7 +53,7 @@ impl Followed {
             Some(pod) => self.world.put_pod(pod),
             None => self.world.remove_pod(&name.namespace, &name.name),
         }
-        let facts = own.map(|pod| LocalFacts { labels: pod.facts.labels, addresses: pod.facts.addresses });
+        let facts = own.map(|pod| crate::compiled::local_facts(&pod));
         let mut effects = self.index.local_pod(&self.world, name, facts);
         effects.extend(self.index.pod(&self.world, &addresses));
         self.apply(&effects);

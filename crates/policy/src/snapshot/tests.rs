@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::index::{LocalFacts, LocalName, PolicyIndex};
+use crate::compiled::{local_facts, name_of};
+use crate::index::PolicyIndex;
 use crate::tests::sample::SampleWorld;
 use crate::{PlainPod, PlainWorld, PolicyWorld as _, World as _};
 
@@ -19,9 +20,7 @@ fn indexed(world: &PlainWorld) -> PolicyIndex {
         index.policy(world, &policy.name, Some(policy.clone()));
     }
     for pod in pods(world) {
-        let name = LocalName { namespace: pod.namespace.clone(), name: pod.name.clone() };
-        let facts = LocalFacts { labels: pod.facts.labels.clone(), addresses: pod.facts.addresses.clone() };
-        index.local_pod(world, &name, Some(facts));
+        index.local_pod(world, &name_of(&pod), Some(local_facts(&pod)));
     }
     index
 }
@@ -45,7 +44,7 @@ proptest! {
         let (kept, bytes) = { let kept = snapshot(&world, &index); (kept.clone(), kept.to_bytes()) };
         prop_assert_eq!(PolicySnapshot::from_bytes(&bytes), Ok(kept.clone()));
         for pod in pods(&world) {
-            let name = LocalName { namespace: pod.namespace.clone(), name: pod.name.clone() };
+            let name = name_of(&pod);
             let classes = index.classes_of(&name).unwrap();
             let is_isolated = |class: &Option<std::sync::Arc<crate::index::PolicyClass>>| {
                 let of_np = |policy: &crate::PolicyName| policy.section == crate::Section::NetworkPolicy;

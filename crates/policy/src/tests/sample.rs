@@ -272,7 +272,7 @@ impl SamplePod {
         PlainPod {
             namespace: self.namespace.into(),
             name: format!("p{number}").into(),
-            is_enrolled: false,
+            is_enrolled: self.labels.len() % 2 == 1,
             facts: serde_json::from_value(object).unwrap(),
         }
     }

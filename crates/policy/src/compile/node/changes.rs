@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ruleset::{Chain, Family, Key, Set, TableDelta};
+use ruleset::{Chain, Family, Key, MapVerdict, Set, TableDelta};
 
 use super::class::{ClassRules, NodeClass};
 use super::{NodePod, NodeRules, base, family_of, lead, peer_names, peer_sets};
-use crate::index::{LocalName, PolicyClass, PolicyEffect, PolicyIndex};
+use crate::index::{LocalName, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge};
 use crate::terms::TrafficDirection;
 
 /// What the pods and classes of an event touch.
@@ -51,8 +51,9 @@ impl NodeRules {
                     goes.gone_sets.extend(peer_sets(set).map(|set| set.name.into_owned()));
                 }
                 PolicyEffect::ClassChanges(class) => drop(touched.changed.insert(class.clone())),
-                PolicyEffect::PodChanges { pod, addresses, classes } => {
-                    let now = NodePod { addresses: addresses.clone(), classes: classes.clone() };
+                PolicyEffect::PodChanges { pod, addresses, classes, tunnel } => {
+                    let (addresses, classes) = (addresses.clone(), classes.clone());
+                    let now = NodePod { addresses, classes, tunnel: *tunnel };
                     self.pod(pod, Some(now), &mut touched);
                 }
                 PolicyEffect::PodGoes(pod) => self.pod(pod, None, &mut touched),
@@ -82,6 +83,7 @@ impl NodeRules {
                 touched.classes.insert(class.clone());
                 if let Some(known) = self.classes.get_mut(class) {
                     known.pods -= 1;
+                    known.tunnels -= usize::from(before.tunnel == TunnelJudge::Inside);
                 }
             }
         }
@@ -91,7 +93,9 @@ impl NodeRules {
         }
         for class in now.classes.iter() {
             touched.classes.insert(class.clone());
-            self.classes.entry(class.clone()).or_default().pods += 1;
+            let known = self.classes.entry(class.clone()).or_default();
+            known.pods += 1;
+            known.tunnels += usize::from(now.tunnel == TunnelJudge::Inside);
         }
         self.pods.insert(name.clone(), now);
     }
@@ -102,7 +106,7 @@ impl NodeRules {
         let is_other = |class: &&Arc<PolicyClass>| {
             let is_changed = touched.changed.contains(*class);
             let known = self.classes.get(*class);
-            known.is_some_and(|known| is_changed || known.pods == 0 || known.rules.is_none())
+            known.is_some_and(|known| is_changed || known.pods == 0 || !known.has_its_rules())
         };
         let classes: Vec<Arc<PolicyClass>> = classes.filter(is_other).cloned().collect();
         // Names become free before they are given.
@@ -111,9 +115,13 @@ impl NodeRules {
         let mut after = BTreeMap::new();
         for (class, was) in classes.iter().zip(leads) {
             self.take_rules(class, index, &mut after, &mut delta.sets);
-            if was != self.classes.get(class).map(NodeClass::lead) {
+            if was != self.classes.get(class).map(NodeClass::leads) {
                 let pods = self.pods.values().filter(|pod| pod.classes.iter().any(|has| has == class));
-                touched.addresses.extend(pods.flat_map(|pod| pod.addresses.iter().copied()));
+                for address in pods.flat_map(|pod| &pod.addresses) {
+                    if touched.addresses.insert(*address) {
+                        touched.local.insert(*address);
+                    }
+                }
             }
         }
         let is_gone = |name: &&Cow<'static, str>| !after.contains_key(*name);
@@ -126,14 +134,14 @@ impl NodeRules {
         delta
     }
 
-    /// Takes the rules of a class away, and says where they led.
+    /// Takes the rules of a class away, and says where they led ([`NodeClass::leads`]).
     fn drop_rules(
         &mut self,
         class: &Arc<PolicyClass>,
         before: &mut BTreeMap<Cow<'static, str>, Chain>,
-    ) -> Option<ruleset::MapVerdict> {
+    ) -> Option<[MapVerdict; 2]> {
         let known = self.classes.get_mut(class)?;
-        let lead = known.lead();
+        let leads = known.leads();
         if let Some(rules) = known.rules.take() {
             for set in &rules.blocks {
                 if let Some((_, classes)) = self.blocks.get_mut(&set.name) {
@@ -143,7 +151,7 @@ impl NodeRules {
             self.names.remove(&class.hash());
             before.extend(rules.chains.into_iter().map(|chain| (chain.name.clone(), chain)));
         }
-        Some(lead)
+        Some(leads)
     }
 
     /// Gives a class that pods have its rules, if nothing else has a name of theirs.
@@ -159,7 +167,7 @@ impl NodeRules {
             self.classes.remove(class);
             return;
         }
-        let rules = ClassRules::of(class, index);
+        let rules = ClassRules::of(class, index, known.tunnels > 0);
         let is_other = |set: &Set| self.blocks.get(&set.name).is_some_and(|(known, _)| known != set);
         if self.names.contains_key(&class.hash()) || rules.blocks.iter().any(is_other) {
             return;

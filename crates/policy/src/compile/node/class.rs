@@ -5,14 +5,17 @@ use std::borrow::Cow;
 use ruleset::{Action, Chain, MapVerdict, Rule, Set};
 
 use super::super::rules::{Compiler, regular};
+use super::super::tunnel::section_jumps;
 use super::super::{LeftOut, class_name};
-use crate::index::{PolicyClass, PolicyIndex};
+use crate::index::{PolicyClass, PolicyIndex, TunnelJudge};
 
 /// A class that pods have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct NodeClass {
     /// How many pods have it.
     pub(super) pods: usize,
+    /// How many of them have a tunnel that is judged inside.
+    pub(super) tunnels: usize,
     /// Absent where another class has its name, or another set that of one of its sets.
     pub(super) rules: Option<ClassRules>,
 }
@@ -22,6 +25,8 @@ pub(super) struct NodeClass {
 pub(super) struct ClassRules {
     /// Where packets enter.
     entry: Cow<'static, str>,
+    /// Where those of pods enter whose tunnel is judged inside, if there are such pods.
+    tunnel_entry: Option<Cow<'static, str>>,
     pub(super) chains: Vec<Chain>,
     pub(super) blocks: Vec<Set>,
     left_out: Vec<LeftOut>,
@@ -30,11 +35,21 @@ pub(super) struct ClassRules {
 // === impl NodeClass ===
 
 impl NodeClass {
-    pub(super) fn lead(&self) -> MapVerdict {
-        match &self.rules {
-            Some(rules) => MapVerdict::Jump(rules.entry.clone()),
-            None => MapVerdict::Drop,
-        }
+    /// Where the packets of a pod lead.
+    pub(super) fn lead(&self, tunnel: TunnelJudge) -> MapVerdict {
+        let Some(rules) = &self.rules else { return MapVerdict::Drop };
+        let opened = rules.tunnel_entry.as_ref().filter(|_| tunnel == TunnelJudge::Inside);
+        MapVerdict::Jump(opened.unwrap_or(&rules.entry).clone())
+    }
+
+    /// Where those of pods lead whose tunnel is a port as any other, and of those whose tunnel is judged inside.
+    pub(super) fn leads(&self) -> [MapVerdict; 2] {
+        [TunnelJudge::Port, TunnelJudge::Inside].map(|tunnel| self.lead(tunnel))
+    }
+
+    /// Whether it has rules for the pods that there are.
+    pub(super) fn has_its_rules(&self) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.tunnel_entry.is_some() == (self.tunnels > 0))
     }
 
     pub(super) fn chains(&self) -> impl Iterator<Item = &Chain> {
@@ -49,24 +64,31 @@ impl NodeClass {
 // === impl ClassRules ===
 
 impl ClassRules {
-    pub(super) fn of(class: &PolicyClass, index: &PolicyIndex) -> Self {
+    /// `has_tunnels`: for pods, too, whose tunnel is judged inside.
+    pub(super) fn of(class: &PolicyClass, index: &PolicyIndex, has_tunnels: bool) -> Self {
         let mut compiler = Compiler::logging(index);
         let (mut chains, apart) = compiler.class(class);
+        let tunnel = has_tunnels.then(|| compiler.tunnel(class));
         let (sets, _, left_out) = compiler.finish();
         let entry = if let [only] = &chains[..] {
             only.name.clone()
         } else {
             let name: Cow<'static, str> = class_name(class).into();
-            let jump = |section: &Chain| {
-                let why = format!("{} policies of the pod", class.direction);
-                Rule::new(Vec::new(), Action::Jump(section.name.clone()), why)
-            };
-            let jumps = chains.iter().map(jump).collect();
+            let jumps = section_jumps(class, &chains, None, &[]);
             chains.push(regular(name.clone(), jumps));
             name
         };
+        let tunnel_entry = tunnel.map(|tunnel| {
+            let name: Cow<'static, str> = format!("{}-e", class_name(class)).into();
+            let mut rules = tunnel.jumps(&[]);
+            let why = format!("{} policies of the pod", class.direction);
+            rules.push(Rule::new(Vec::new(), Action::Jump(entry.clone()), why));
+            chains.extend(tunnel.outer);
+            chains.push(regular(name.clone(), rules));
+            name
+        });
         chains.extend(apart);
         let blocks = sets.into_iter().filter(|set| !set.is_kept()).collect();
-        Self { entry, chains, blocks, left_out }
+        Self { entry, tunnel_entry, chains, blocks, left_out }
     }
 }

@@ -18,7 +18,7 @@ fn indexed_by_owner(world: &PlainWorld) -> PolicyIndex {
     for pod in world.live_on("n1") {
         let addresses = pod.facts.addresses.iter().copied();
         let addresses = addresses.filter(|one| world.pod_at(*one) == Some(pod)).collect();
-        let facts = LocalFacts { labels: pod.facts.labels.clone(), addresses };
+        let facts = LocalFacts { addresses, ..crate::compiled::local_facts(pod) };
         index.local_pod(world, &name_of(pod), Some(facts));
     }
     index
@@ -64,6 +64,49 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A node's rules for the tunnel and those of pods for what is inside come to the verdict together, in whatever backend a pod has its own.
+    #[test]
+    fn tunnels_are_judged_by_node_and_pod_together(world in SampleWorld::any()) {
+        let world = world.plain();
+        let node = compile_node(&indexed_by_owner(&world), EnforcementSettings::default());
+        prop_assert_eq!(ruleset::check(&node.rules), Ok(()));
+        let layers = std::slice::from_ref(&node.rules);
+        let local = |address| world.pod_at(address).filter(|pod| &*pod.facts.node == "n1");
+        let tunnelled = flows().into_iter().filter(|flow| {
+            let ends = [flow.source, flow.destination].map(|one| world.pod_at(one).is_some_and(|pod| pod.is_enrolled));
+            ends == [true; 2] && matches!(flow.traffic, Traffic::Port(PolicyProtocol::Tcp, _))
+        });
+        let pods = [Backend::Nftables, Backend::Iptables].map(|backend| CompiledPods::inner(&world, backend));
+        for flow in tunnelled.map(|flow| PolicyFlow { route: FlowRoute::Tunnel, ..flow }) {
+            if world.pod_at(flow.source) == world.pod_at(flow.destination) {
+                continue;
+            }
+            let expected = verdict(&world, &flow);
+            let (mut packet, hook) = on_node(&world, &flow);
+            packet.destination_port = crate::TUNNEL_PORT;
+            let found = evaluate(layers, Backend::Nftables, &packet, hook, false, &node.contents);
+            let taken = local(flow.destination).is_some_and(|pod| world.is_own_node(&pod, flow.source));
+            for pods in &pods {
+                let inside = [pods.egress(&flow, None), pods.ingress(&flow)];
+                let ends = [(flow.source, &expected.egress), (flow.destination, &expected.ingress)];
+                let is_wrong = |((address, judged), inside): &((IpAddr, &crate::Judgement), &crate::compiled::PointVerdict)| {
+                    local(*address).is_some() && !judged.is_allowed() && inside.is_allowed && found.verdict == Verdict::Pass
+                };
+                let wrong: Vec<_> = ends.into_iter().zip(&inside).filter(is_wrong).collect();
+                prop_assert!(wrong.is_empty() || taken, "{:?} {:?}: {:?}", flow, wrong, found.decided_by);
+                if ends.iter().all(|(address, judged)| local(*address).is_none() || judged.is_allowed()) {
+                    let passes = found.verdict == Verdict::Pass && inside.iter().all(|one| one.is_allowed);
+                    let is_far = ends.iter().any(|(address, judged)| local(*address).is_none() && !judged.is_allowed());
+                    prop_assert!(passes || is_far, "{:?} {:?} {:?}", flow, found.decided_by, inside);
+                }
+            }
+        }
+    }
+}
+
 fn policy(namespace: &str, name: &str, spec: serde_json::Value) -> PolicyTerms {
     let mut object = serde_json::json!({"metadata": {"namespace": namespace, "name": name}});
     object["spec"] = spec;
@@ -78,7 +121,11 @@ fn isolated(settings: EnforcementSettings) -> CompiledNode {
     index.policy(&world, &terms.name.clone(), Some(terms));
     let pod = LocalName { namespace: "x".into(), name: "a".into() };
     let addresses = ["10.0.0.1", "fd00::1"].map(|one| one.parse().unwrap()).into();
-    index.local_pod(&world, &pod, Some(LocalFacts { labels: facts::LabelSet::default(), addresses }));
+    index.local_pod(
+        &world,
+        &pod,
+        Some(LocalFacts { labels: facts::LabelSet::default(), addresses, tunnel: Default::default() }),
+    );
     compile_node(&index, settings)
 }
 
@@ -167,7 +214,11 @@ fn a_class_whose_name_another_has_denies_everything() {
         index.policy(&world, &terms.name.clone(), Some(terms));
         let pod = LocalName { namespace: namespace.into(), name: "a".into() };
         let addresses = [address.parse().unwrap()].into();
-        index.local_pod(&world, &pod, Some(LocalFacts { labels: facts::LabelSet::default(), addresses }));
+        index.local_pod(
+            &world,
+            &pod,
+            Some(LocalFacts { labels: facts::LabelSet::default(), addresses, tunnel: Default::default() }),
+        );
         classes.push(index.classes_of(&pod).unwrap().ingress.clone().unwrap());
     }
     let mut node = NodeRules::new(EnforcementSettings::default());
@@ -178,6 +229,7 @@ fn a_class_whose_name_another_has_denies_everything() {
             pod: pod.clone(),
             addresses: facts.addresses.clone(),
             classes: classes.clone(),
+            tunnel: facts.tunnel,
         })
         .collect();
     let deltas = node.apply(&pods, &index);

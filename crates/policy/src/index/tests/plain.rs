@@ -18,7 +18,7 @@ fn only_the_direction_that_says_something_else_changes() {
     };
     let (world, mut index, policy) = (PlainWorld::default(), PolicyIndex::default(), terms(80));
     index.policy(&world, &policy.name, Some(policy.clone()));
-    let facts = LocalFacts { labels: LabelSet::default(), addresses: [].into() };
+    let facts = LocalFacts { labels: LabelSet::default(), addresses: [].into(), tunnel: TunnelJudge::Port };
     index.local_pod(&world, &LocalName { namespace: "x".into(), name: "p0".into() }, Some(facts));
     let effects = index.policy(&world, &policy.name, Some(terms(81)));
     let changed = |effect: &PolicyEffect| match effect {

@@ -7,7 +7,8 @@ use facts::peer::{Peer, Phase};
 use facts::{LabelSet, Namespace, NetworkPolicy, Selector};
 use serde_json::json;
 
-use crate::index::{LocalFacts, LocalName, PolicyIndex};
+use crate::compiled::{local_facts, name_of};
+use crate::index::PolicyIndex;
 use crate::terms::{PodTerm, PolicyTerms};
 use crate::{PlainPod, PlainWorld, World};
 
@@ -104,9 +105,7 @@ fn cluster(pods: usize, policies: usize) -> (Counting, PolicyIndex) {
         }
         let pod = pod(namespace, 0);
         if namespace < 5 {
-            let name = LocalName { namespace: pod.namespace, name: pod.name };
-            let facts = LocalFacts { labels: pod.facts.labels, addresses: pod.facts.addresses };
-            index.local_pod(&world, &name, Some(facts));
+            index.local_pod(&world, &name_of(&pod), Some(local_facts(&pod)));
         }
     }
     (world, index)
@@ -130,9 +129,7 @@ fn work(pods: usize, policies: usize) -> [usize; 4] {
     assert!(!index.policy(&world, &other.name.clone(), Some(other)).is_empty());
     let of_policy = looks(&world);
     let new = pod(1, 4);
-    let name = LocalName { namespace: new.namespace, name: new.name };
-    let facts = LocalFacts { labels: new.facts.labels, addresses: new.facts.addresses };
-    assert!(!index.local_pod(&world, &name, Some(facts)).is_empty());
+    assert!(!index.local_pod(&world, &name_of(&new), Some(local_facts(&new))).is_empty());
     [of_pod, of_namespace, of_policy, looks(&world)]
 }
 
