@@ -99,11 +99,11 @@ pub fn compile_pod(
     backend: Backend,
 ) -> CompiledPod {
     // In iptables the rules of other owners stand in the same chains, and capture what is allowed: it returns to them.
-    let is_simple = |class: &Arc<PolicyClass>| {
-        class.policies.iter().all(|policy| policy.section == Section::NetworkPolicy)
-    };
-    let returns = backend == Backend::Iptables && classes.iter().all(is_simple);
-    let mut compiler = if returns { Compiler::returning(index) } else { Compiler::new(index) };
+    let returns = backend == Backend::Iptables && classes.iter().all(|class| can_return(class));
+    let mut compiler = Compiler::new(index);
+    if returns {
+        compiler = compiler.returning();
+    }
     let pass = compiler.pass();
     let (mut chains, mut regular) = (Vec::new(), Vec::new());
     let services = classes.egress.as_ref().filter(|_| point.services).map(|class| service_sets(class));
@@ -218,6 +218,11 @@ fn not_judged(direction: TrafficDirection, point: &PodPoint<'_>, pass: &Action) 
         Rule::new(vec![source, Match::Protocol(Protocol::Tcp)], pass.clone(), OWN_NODE)
     }));
     rules
+}
+
+/// Whether what a class allows can return to where the class was asked: it would return from a section to the next one otherwise.
+fn can_return(class: &PolicyClass) -> bool {
+    class.policies.iter().all(|policy| policy.section == Section::NetworkPolicy)
 }
 
 /// Where the rules of a direction are attached.

@@ -159,7 +159,10 @@ fn disagreement(
     count: &Cell<[usize; 2]>,
 ) -> Result<Option<String>> {
     let world = world(sample)?;
-    let (pods, nodes) = (CompiledPods::new(&world, loader.backend(), |_| false), CompiledNodes::new(&world));
+    let (pods, nodes) = (
+        CompiledPods::new(&world, loader.backend(), |_| false),
+        CompiledNodes::new(&world, loader.backend()),
+    );
     let mut tried = Vec::new();
     for flow in flows()? {
         let meant = verdict(&world, &flow);

@@ -40,8 +40,11 @@ fn compiled_rules_do_what_the_file_says() {
 #[ignore = "needs the reference data: `make conformance`"]
 fn compiled_rules_of_nodes_do_what_the_file_says() {
     let text = std::fs::read_to_string(golden_dir().unwrap().join("policy/cases.json")).unwrap();
-    let report = CaseFile::parse(&text).unwrap().compare_node_rules().unwrap();
-    let different: Vec<String> = report.differences.iter().map(ToString::to_string).collect();
-    assert!(different.is_empty(), "{}", different.join("\n"));
-    assert!(report.connections > 30_000, "{}", report.connections);
+    let file = CaseFile::parse(&text).unwrap();
+    for backend in [Backend::Nftables, Backend::Iptables] {
+        let report = file.compare_node_rules(backend).unwrap();
+        let different: Vec<String> = report.differences.iter().map(ToString::to_string).collect();
+        assert!(different.is_empty(), "{backend}:\n{}", different.join("\n"));
+        assert!(report.connections > 30_000, "{backend}: {}", report.connections);
+    }
 }

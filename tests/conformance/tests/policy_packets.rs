@@ -107,7 +107,7 @@ fn compare(
 ) {
     let world = state.world;
     let Way { loader, mesh, in_nodes } = way;
-    let nodes = CompiledNodes::new(world);
+    let nodes = CompiledNodes::new(world, loader.backend());
     let pods = CompiledPods::new(world, loader.backend(), |_| mesh == Mesh::Ambient);
     let (mut names, mut tried) = (Vec::new(), Vec::new());
     for connection in state.connections().unwrap() {

@@ -40,7 +40,7 @@ pub(crate) struct EvalArgs {
     /// Compare what the rules for this backend do, too
     #[arg(long, value_name = "BACKEND")]
     compiled: Option<CompiledFor>,
-    /// Where these rules are; a node has them for nftables
+    /// Where these rules are
     #[arg(long, value_name = "POINT", requires = "compiled", default_value = "pod")]
     point: Point,
 }
@@ -79,12 +79,9 @@ impl EvalArgs {
         let mut count = report.differences.len();
         let mut summary = format!("{looked_at}; each verdict is as the file says\n");
         if let Some(backend) = self.compiled.map(CompiledFor::backend) {
-            let (rules, place) = match (self.point, backend) {
-                (Point::Pod, _) => (file.compare_rules(backend), "pods"),
-                (Point::Node, Backend::Nftables) => (file.compare_node_rules(), "nodes"),
-                (Point::Node, Backend::Iptables) => {
-                    bail!("a node has no rules for iptables; give --compiled nftables, or --point pod")
-                }
+            let (rules, place) = match self.point {
+                Point::Pod => (file.compare_rules(backend), "pods"),
+                Point::Node => (file.compare_node_rules(backend), "nodes"),
             };
             let rules = rules.with_context(|| format!("use {name}"))?;
             count += rules.differences.len();

@@ -54,6 +54,7 @@ pub(crate) fn node_settings(config: &PolicyConfig) -> EnforcementSettings {
             true => EgressToOwnNode::Judge,
             false => EgressToOwnNode::Allow,
         },
+        ..EnforcementSettings::default()
     }
 }
 

@@ -49,14 +49,14 @@ impl CaseFile {
         Ok(report)
     }
 
-    /// Compares each verdict of the file with what the rules of the two ends' nodes do, for nf_tables. What is in the tunnel of ambient mode is judged in
-    /// pods, and left out here.
+    /// Compares each verdict of the file with what the rules of the two ends' nodes do. What is in the tunnel of ambient mode is judged in pods, and left out
+    /// here.
     ///
     /// # Errors
     /// A case cannot be used.
-    pub fn compare_node_rules(&self) -> Result<RulesReport, CasesError> {
+    pub fn compare_node_rules(&self, backend: Backend) -> Result<RulesReport, CasesError> {
         let mut report = RulesReport::default();
-        self.states(|state| report.node_state(state))?;
+        self.states(|state| report.node_state(state, backend))?;
         Ok(report)
     }
 }
@@ -74,9 +74,9 @@ impl RulesReport {
         Ok(())
     }
 
-    fn node_state(&mut self, state: &CaseState<'_>) -> Result<(), CaseError> {
-        let nodes = CompiledNodes::new(state.world);
-        let inside = CompiledPods::inner(state.world, Backend::Nftables);
+    fn node_state(&mut self, state: &CaseState<'_>, backend: Backend) -> Result<(), CaseError> {
+        let nodes = CompiledNodes::new(state.world, backend);
+        let inside = CompiledPods::inner(state.world, backend);
         for connection in state.connections()? {
             for flow in &connection.flows {
                 self.connections += 1;

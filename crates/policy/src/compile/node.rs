@@ -1,9 +1,11 @@
-//! The policies of all pods of a node as rules in the node's own network namespace, for nf_tables.
+//! The policies of all pods of a node as rules in the node's own network namespace, for both backends.
 //!
-//! Packets of pods pass there after a service proxy has chosen their destination and before their source is changed. A verdict map for each
-//! direction and family leads the addresses of isolated pods to the chain of their class, so that a pod that no policy selects costs a look-up.
+//! Packets of pods pass there after a service proxy has chosen their destination and before their source is changed. In nf_tables a verdict map for
+//! each direction and family leads the addresses of isolated pods to the chain of their class, and egress and ingress are base chains of their own, one
+//! after the other at one hook: what accepts in the first does not end the second. iptables has no maps, and its rules stand in front of those of
+//! others: there a set says who is isolated, each class has a set of its pods' addresses with a rule that leads to its chain, and what is allowed
+//! returns. In both, a pod that no policy selects costs a look-up.
 //! A pod of ambient mode whose tunnel is judged inside has a chain that opens the tunnel's port to whoever may come to some port.
-//! Egress and ingress are base chains of their own, one after the other at one hook: what accepts in the first does not end the second.
 
 mod base;
 mod changes;
@@ -14,7 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ruleset::{Contents, Element, Family, Key, MapVerdict, Ruleset, Set, SetDelta, Table, TableKind};
+use ruleset::{
+    Backend, Chain, Contents, Element, Family, Key, MapVerdict, Ruleset, Set, SetDelta, Table, TableKind,
+};
 
 use super::rules::key_type;
 use super::{KNOWN_CHAINS, LeftOut, POLICY_OWNER};
@@ -25,12 +29,25 @@ use crate::terms::TrafficDirection;
 use class::NodeClass;
 
 /// How policies are enforced.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EnforcementSettings {
+    /// For which backend the rules are.
+    pub backend: Backend,
     /// What becomes of connections that are open when policies change.
     pub established: Established,
     /// What pods may reach of their own node.
     pub egress_to_own_node: EgressToOwnNode,
+}
+
+impl Default for EnforcementSettings {
+    /// For nf_tables.
+    fn default() -> Self {
+        Self {
+            backend: Backend::Nftables,
+            established: Established::default(),
+            egress_to_own_node: EgressToOwnNode::default(),
+        }
+    }
 }
 
 /// What becomes of connections that are open when policies change.
@@ -73,7 +90,7 @@ pub struct NodeRules {
     pods: BTreeMap<LocalName, NodePod>,
     /// The pods that have an address.
     claims: BTreeMap<IpAddr, BTreeSet<LocalName>>,
-    /// Where the maps lead.
+    /// Where addresses of isolated pods lead.
     leads: BTreeMap<(TrafficDirection, IpAddr), MapVerdict>,
     classes: BTreeMap<Arc<PolicyClass>, NodeClass>,
     /// Whose the names in the kernel are.
@@ -134,10 +151,12 @@ impl NodeRules {
 
     /// The rules, for an index whose events were all applied.
     pub fn rules(&self, index: &PolicyIndex) -> Ruleset {
-        let mut sets: Vec<Set> = base::sets().collect();
+        let mut sets: Vec<Set> = base::sets(self.settings).collect();
+        sets.extend(self.entries().flat_map(|(_, entry)| base::entry_sets(entry)));
         sets.extend(index.sets().flat_map(|(set, _)| peer_sets(set)));
         sets.extend(self.blocks.values().map(|(set, _)| set.clone()));
         let mut chains = base::chains(self.settings);
+        chains.extend(self.dispatches());
         chains.extend(self.classes.values().flat_map(|class| class.chains().cloned()));
         let tables = vec![Table { kind: TableKind::Mangle, sets, chains }];
         Ruleset { owner: POLICY_OWNER.into(), known_chains: KNOWN_CHAINS.into(), ipv6: true, tables }
@@ -148,8 +167,16 @@ impl NodeRules {
         let mut contents = Contents::default();
         let mut deltas: BTreeMap<String, SetDelta> = BTreeMap::new();
         for ((direction, address), verdict) in &self.leads {
-            let map = base::map(*direction, Family::of_address(*address));
-            deltas.entry(map.into()).or_default().add(lead(*address, verdict.clone()));
+            let (family, backend) = (Family::of_address(*address), self.settings.backend);
+            let isolated = deltas.entry(base::isolated(*direction, family).into()).or_default();
+            match backend {
+                Backend::Nftables => isolated.add(lead(*address, verdict.clone())),
+                Backend::Iptables => {
+                    isolated.add(Key::from(*address));
+                    let leads_by = base::leads_by(*direction, family, verdict);
+                    deltas.entry(leads_by).or_default().add(Key::from(*address));
+                }
+            }
         }
         for address in self.claims.keys() {
             let set = base::local_set(Family::of_address(*address));
@@ -173,6 +200,25 @@ impl NodeRules {
     /// Classes whose names others have.
     pub fn refused(&self) -> impl Iterator<Item = &Arc<PolicyClass>> {
         self.classes.iter().filter(|(_, class)| class.rules.is_none()).map(|(class, _)| class)
+    }
+
+    /// The chains by which classes are entered, in the order of their names. Only iptables needs rules that lead there.
+    fn entries(&self) -> impl Iterator<Item = (TrafficDirection, &Cow<'static, str>)> {
+        let is_led = self.settings.backend == Backend::Iptables;
+        let classes = self.names.values().filter(move |_| is_led);
+        classes.flat_map(|class| {
+            let known = self.classes.get(class);
+            known.into_iter().flat_map(|known| known.entries().map(|entry| (class.direction, entry)))
+        })
+    }
+
+    /// The chains that lead to these.
+    fn dispatches(&self) -> impl Iterator<Item = Chain> {
+        let directions = [TrafficDirection::Egress, TrafficDirection::Ingress].into_iter();
+        directions.filter(|_| self.settings.backend == Backend::Iptables).map(|direction| {
+            let entries = self.entries().filter(|(of, _)| *of == direction);
+            base::dispatch(direction, entries.map(|(_, entry)| entry))
+        })
     }
 
     /// Gives the name of a class to another one.

@@ -65,9 +65,9 @@ impl<'i> Compiler<'i> {
         }
     }
 
-    /// So that what is allowed returns. Sections other than that of NetworkPolicies cannot do so.
-    pub(super) fn returning(index: &'i PolicyIndex) -> Self {
-        Self { returns: true, ..Self::new(index) }
+    /// So that what is allowed returns. Sections other than that of NetworkPolicies cannot do so, see [`super::can_return`].
+    pub(super) fn returning(self) -> Self {
+        Self { returns: true, ..self }
     }
 
     /// What a rule does with what it allows.
@@ -76,8 +76,8 @@ impl<'i> Compiler<'i> {
     }
 
     /// With a log of what no rule allows.
-    pub(super) fn logging(index: &'i PolicyIndex) -> Self {
-        Self { logs: true, ..Self::new(index) }
+    pub(super) fn logging(self) -> Self {
+        Self { logs: true, ..self }
     }
 
     /// The chains of a class, a section each, in order; and chains that these jump to.

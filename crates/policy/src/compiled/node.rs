@@ -10,10 +10,11 @@ use super::{PointVerdict, indexed, outer, packet, text};
 use crate::compile::{CompiledNode, EnforcementSettings, compile_node};
 use crate::{FlowRoute, PlainWorld, PolicyFlow, World as _};
 
-/// The rules of each node of a cluster in its own network namespace, for nf_tables.
+/// The rules of each node of a cluster in its own network namespace.
 #[derive(Debug)]
 pub struct CompiledNodes<'w> {
     world: &'w PlainWorld,
+    backend: Backend,
     nodes: BTreeMap<&'w str, CompiledNode>,
 }
 
@@ -21,9 +22,10 @@ pub struct CompiledNodes<'w> {
 
 impl<'w> CompiledNodes<'w> {
     /// Compiles the policies for all nodes that have pods.
-    pub fn new(world: &'w PlainWorld) -> Self {
-        let compiled = |node| (node, compile_node(&indexed(world, node), EnforcementSettings::default()));
-        Self { world, nodes: world.pod_nodes().into_iter().map(compiled).collect() }
+    pub fn new(world: &'w PlainWorld, backend: Backend) -> Self {
+        let settings = EnforcementSettings { backend, ..EnforcementSettings::default() };
+        let compiled = |node| (node, compile_node(&indexed(world, node), settings));
+        Self { world, backend, nodes: world.pod_nodes().into_iter().map(compiled).collect() }
     }
 
     /// The rules of each node.
@@ -61,7 +63,7 @@ impl<'w> CompiledNodes<'w> {
             return PointVerdict { is_allowed: true, decided_by: "the node has no rules".to_owned() };
         };
         let layers = std::slice::from_ref(&node.rules);
-        let found = evaluate(layers, Backend::Nftables, &packet, hook, false, &node.contents);
+        let found = evaluate(layers, self.backend, &packet, hook, false, &node.contents);
         PointVerdict { is_allowed: found.verdict == Verdict::Pass, decided_by: text(found.decided_by) }
     }
 }

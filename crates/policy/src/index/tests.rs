@@ -107,7 +107,7 @@ impl Followed {
 
     /// Applies an event's effects, those of pods and classes at once. What is allowed before and after it is allowed all the time.
     fn apply(&mut self, effects: &[PolicyEffect]) {
-        self.node.apply(effects, &self.index);
+        self.node.apply(effects, &self.index, &self.flows);
         let is_of_rules = |effect: &PolicyEffect| effect.step() == 1;
         let mut seen = vec![self.allowed()];
         for transaction in effects.chunk_by(|one, other| is_of_rules(one) && is_of_rules(other)) {

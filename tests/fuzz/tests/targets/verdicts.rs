@@ -69,9 +69,9 @@ fn run(input: &[u8]) -> Outcome {
     let other = r#"{"spec":{"nodeName":"n"},"status":{"phase":"Running","podIPs":[{"ip":"10.0.0.2"}]}}"#;
     let facts = serde_json::from_str(other).unwrap();
     world.put_pod(PlainPod { namespace: "x".into(), name: "b".into(), is_enrolled: false, facts });
-    let nodes = CompiledNodes::new(&world);
     let mut allowed = 0;
     for backend in [Backend::Nftables, Backend::Iptables] {
+        let nodes = CompiledNodes::new(&world, backend);
         let pods = CompiledPods::new(&world, backend, |_| false);
         let addresses = ["10.0.0.1", "10.0.0.2", "192.0.2.1", "203.0.113.9"].map(|one| one.parse().unwrap());
         let pairs = addresses.iter().flat_map(|one| addresses.iter().map(move |other| (*one, *other)));
@@ -86,7 +86,10 @@ fn run(input: &[u8]) -> Outcome {
                     .live_on("n")
                     .any(|pod| pod.facts.addresses.iter().any(|one| one.to_string() == "192.0.2.1"));
                 assert!(is_taken || found == meant, "{backend}: {flow:?}: {meant}");
-                assert!(is_taken || nodes.judge(&flow).is_allowed == meant, "node: {flow:?}: {meant}");
+                assert!(
+                    is_taken || nodes.judge(&flow).is_allowed == meant,
+                    "node, {backend}: {flow:?}: {meant}"
+                );
                 allowed += usize::from(meant);
             }
         }

@@ -1,18 +1,25 @@
-//! What every node has: the chains that packets come to, the maps and the set of the node's pods.
+//! What every node has: the chains that packets come to, who is isolated, and the set of the node's pods.
 
-use ruleset::{Action, Base, Chain, ChainKind, CtState, Family, Hook, KeyType, Match, Rule, Set, Side};
+use std::borrow::Cow;
 
+use ruleset::{
+    Action, Backend, Base, Chain, ChainKind, CtState, Family, Hook, KeyType, MapVerdict, Match, Rule, Set,
+    Side, TableKind,
+};
+
+use super::super::rules::regular;
 use super::super::{EGRESS_PRIORITY, OWN_NODE, answers, discovery};
 use super::{EgressToOwnNode, EnforcementSettings, Established};
 use crate::terms::TrafficDirection;
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const DIRECTIONS: [TrafficDirection; 2] = [TrafficDirection::Egress, TrafficDirection::Ingress];
 
 /// After the hooks at which IPVS takes what is for its services (98 and 99, `ip_vs_ops` in ip_vs_core.c), so that what is seen stays on the node.
 const INPUT_PRIORITY: i32 = 101;
 
-/// The name of a map of addresses.
-pub(super) fn map(direction: TrafficDirection, family: Family) -> &'static str {
+/// The name of the map of isolated addresses; in iptables, of the set of them.
+pub(super) fn isolated(direction: TrafficDirection, family: Family) -> &'static str {
     match (direction, family) {
         (TrafficDirection::Egress, Family::V4) => "istio-np-egress-v4",
         (TrafficDirection::Egress, Family::V6) => "istio-np-egress-v6",
@@ -29,31 +36,109 @@ pub(super) fn local_set(family: Family) -> &'static str {
     }
 }
 
-/// The maps and the sets that are there without any policy.
-pub(super) fn sets() -> impl Iterator<Item = Set> {
-    let of = |name, family| Set::kept(name, KeyType::Address(family));
-    let maps = [TrafficDirection::Egress, TrafficDirection::Ingress]
-        .into_iter()
-        .flat_map(move |direction| FAMILIES.map(|family| of(map(direction, family), family).to_verdicts()));
-    maps.chain(FAMILIES.map(|family| of(local_set(family), family)))
+/// The name of the set of addresses of Services.
+pub(super) fn service_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "istio-np-services-v4",
+        Family::V6 => "istio-np-services-v6",
+    }
 }
 
+/// In iptables, the set by which an address leads where a map would lead it.
+pub(super) fn leads_by(direction: TrafficDirection, family: Family, verdict: &MapVerdict) -> String {
+    match verdict.chain() {
+        Some(entry) => entry_set(entry, family),
+        None => closed_set(direction, family).to_owned(),
+    }
+}
+
+/// The sets of both families by whose members a chain is entered.
+pub(super) fn entry_sets(entry: &str) -> [Set; 2] {
+    FAMILIES.map(|family| Set::kept(entry_set(entry, family), KeyType::Address(family)))
+}
+
+fn entry_set(entry: &str, family: Family) -> String {
+    format!("{entry}-{}", if family == Family::V4 { 4 } else { 6 })
+}
+
+/// Addresses to which everything is denied.
+fn closed_set(direction: TrafficDirection, family: Family) -> &'static str {
+    match (direction, family) {
+        (TrafficDirection::Egress, Family::V4) => "istio-np-egress-closed-v4",
+        (TrafficDirection::Egress, Family::V6) => "istio-np-egress-closed-v6",
+        (TrafficDirection::Ingress, Family::V4) => "istio-np-ingress-closed-v4",
+        (TrafficDirection::Ingress, Family::V6) => "istio-np-ingress-closed-v6",
+    }
+}
+
+/// The maps and the sets that are there without any policy.
+pub(super) fn sets(settings: EnforcementSettings) -> impl Iterator<Item = Set> {
+    let of = |name, family| Set::kept(name, KeyType::Address(family));
+    let in_both = move |name: fn(TrafficDirection, Family) -> &'static str| {
+        let each = move |direction| FAMILIES.map(|family| of(name(direction, family), family));
+        DIRECTIONS.into_iter().flat_map(each)
+    };
+    let mut sets: Vec<Set> = in_both(isolated).collect();
+    match settings.backend {
+        Backend::Nftables => sets = sets.into_iter().map(Set::to_verdicts).collect(),
+        Backend::Iptables => {
+            sets.extend(in_both(closed_set));
+            sets.extend(FAMILIES.map(|family| of(service_set(family), family)));
+        }
+    }
+    sets.into_iter().chain(FAMILIES.map(|family| of(local_set(family), family)))
+}
+
+/// The chains that packets come to, and in iptables those that these lead to.
 pub(super) fn chains(settings: EnforcementSettings) -> Vec<Chain> {
-    let mut egress = never_judged(settings);
+    let judges_to_node = settings.egress_to_own_node == EgressToOwnNode::Judge;
+    match settings.backend {
+        Backend::Nftables => of_nftables(settings, judges_to_node),
+        Backend::Iptables => of_iptables(settings, judges_to_node),
+    }
+}
+
+fn of_nftables(settings: EnforcementSettings, judges_to_node: bool) -> Vec<Chain> {
+    let pass = &Action::Accept;
+    let mut egress = never_judged(settings, pass);
     egress.extend(judged(TrafficDirection::Egress));
-    let mut ingress = never_judged(settings);
-    ingress.extend(own_node());
+    let mut ingress = never_judged(settings, pass);
+    ingress.extend([Match::LocalSocket, Match::OwnSource].into_iter().flat_map(|sent| own(&[sent], pass)));
     ingress.extend(judged(TrafficDirection::Ingress));
     let mut chains = vec![
         base("postrouting", Hook::Postrouting, EGRESS_PRIORITY, egress),
         base("postrouting-late", Hook::Postrouting, EGRESS_PRIORITY + 1, ingress),
     ];
-    if settings.egress_to_own_node == EgressToOwnNode::Judge {
-        let lo = Match::InInterface { name: "lo".into(), not: false };
-        let mut to_node = vec![Rule::new(vec![lo], Action::Accept, "what stays in the node is not judged")];
-        to_node.extend(never_judged(settings));
+    if judges_to_node {
+        let mut to_node = vec![stays(pass)];
+        to_node.extend(never_judged(settings, pass));
         to_node.extend(judged(TrafficDirection::Egress));
         chains.push(base("input", Hook::Input, INPUT_PRIORITY, to_node));
+    }
+    chains
+}
+
+fn of_iptables(settings: EnforcementSettings, judges_to_node: bool) -> Vec<Chain> {
+    let pass = &Action::Return;
+    let mut leaving = never_judged(settings, pass);
+    leaving.extend(led(TrafficDirection::Egress));
+    leaving.extend(own(&[Match::LocalSocket], pass));
+    // Whoever may pass packets on with the node's address, which routing lets pass in IPv6, has not begun the node's own connections.
+    leaving.extend(own(&[Match::CtState(CtState::Established), Match::OwnSource], pass));
+    leaving.extend(led(TrafficDirection::Ingress));
+    let mut chains: Vec<Chain> = led_to("postrouting", Hook::Postrouting, leaving).into();
+    if judges_to_node {
+        let mut to_node = vec![stays(pass)];
+        to_node.extend(never_judged(settings, pass));
+        to_node.extend(FAMILIES.map(|family| {
+            let (set, keys) = (service_set(family).into(), KeyType::Address(family));
+            let to_service = Match::DestinationIn { set, keys, not: false };
+            // These rules are before IPVS.
+            let why = "what is for a Service is judged where its endpoint is known";
+            Rule::new(vec![to_service], pass.clone(), why)
+        }));
+        to_node.extend(led(TrafficDirection::Egress));
+        chains.extend(led_to("input", Hook::Input, to_node));
     }
     chains
 }
@@ -63,37 +148,100 @@ fn base(name: &'static str, hook: Hook, priority: i32, rules: Vec<Rule>) -> Chai
     Chain { name: name.into(), base, rules, leading: 0 }
 }
 
-fn never_judged(settings: EnforcementSettings) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = answers(&Action::Accept).into();
+/// In iptables: before all rules of others.
+fn led_to(name: &'static str, hook: Hook, rules: Vec<Rule>) -> [Chain; 2] {
+    let entered: Cow<'static, str> = format!("istio-np-{name}").into();
+    let jump = Rule::new(Vec::new(), Action::Jump(entered.clone()), "policies of the node's pods");
+    let base = base(name, hook, TableKind::Mangle.priority(hook), vec![jump]);
+    [Chain { leading: 1, ..base }, regular(entered, rules)]
+}
+
+fn stays(pass: &Action) -> Rule {
+    let lo = Match::InInterface { name: "lo".into(), not: false };
+    Rule::new(vec![lo], pass.clone(), "what stays in the node is not judged")
+}
+
+fn never_judged(settings: EnforcementSettings, pass: &Action) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = answers(pass).into();
     if settings.established == Established::Keep {
         let open = vec![Match::CtState(CtState::Established)];
-        rules.push(Rule::new(open, Action::Accept, "a connection that is open goes on"));
+        rules.push(Rule::new(open, pass.clone(), "a connection that is open goes on"));
     }
-    rules.extend(discovery(&Action::Accept));
+    rules.extend(discovery(pass));
     rules
 }
 
 /// Looks the packet's end up that is the pod.
 fn judged(direction: TrafficDirection) -> impl Iterator<Item = Rule> {
     FAMILIES.into_iter().map(move |family| {
-        let side = match direction {
-            TrafficDirection::Egress => Side::Source,
-            TrafficDirection::Ingress => Side::Destination,
-        };
-        let (map, keys) = (map(direction, family).into(), KeyType::Address(family));
-        Rule::new(Vec::new(), Action::VerdictMap { map, keys, side }, format!("{direction} policies of pods"))
+        let (map, keys) = (isolated(direction, family).into(), KeyType::Address(family));
+        Rule::new(Vec::new(), Action::VerdictMap { map, keys, side: side(direction) }, why_judged(direction))
     })
+}
+
+/// The same in iptables.
+fn led(direction: TrafficDirection) -> impl Iterator<Item = Rule> {
+    FAMILIES.into_iter().map(move |family| {
+        let is_isolated = end_in(direction, family, isolated(direction, family).into());
+        Rule::new(vec![is_isolated], Action::Jump(dispatch_name(direction).into()), why_judged(direction))
+    })
+}
+
+/// The chain that leads what is of isolated pods to the chains of their classes, which are entered by `entries`. While a pod changes from one class
+/// to another it is in both, and what both allow is allowed.
+pub(super) fn dispatch<'e>(
+    direction: TrafficDirection,
+    entries: impl Iterator<Item = &'e Cow<'static, str>>,
+) -> Chain {
+    let mut rules: Vec<Rule> = FAMILIES
+        .map(|family| {
+            let is_closed = end_in(direction, family, closed_set(direction, family).into());
+            Rule::new(vec![is_closed], Action::Drop, "the rules of the pod's policies cannot be made")
+        })
+        .into();
+    for entry in entries {
+        rules.extend(FAMILIES.map(|family| {
+            let is_its = end_in(direction, family, entry_set(entry, family).into());
+            Rule::new(vec![is_its], Action::Jump(entry.clone()), why_judged(direction))
+        }));
+    }
+    regular(dispatch_name(direction).into(), rules)
+}
+
+fn dispatch_name(direction: TrafficDirection) -> &'static str {
+    match direction {
+        TrafficDirection::Egress => "istio-np-egress",
+        TrafficDirection::Ingress => "istio-np-ingress",
+    }
+}
+
+/// The packet's end that is the pod is in a set.
+fn end_in(direction: TrafficDirection, family: Family, set: Cow<'static, str>) -> Match {
+    let keys = KeyType::Address(family);
+    match side(direction) {
+        Side::Source => Match::SourceIn { set, keys, not: false },
+        Side::Destination => Match::DestinationIn { set, keys, not: false },
+    }
+}
+
+fn side(direction: TrafficDirection) -> Side {
+    match direction {
+        TrafficDirection::Egress => Side::Source,
+        TrafficDirection::Ingress => Side::Destination,
+    }
+}
+
+fn why_judged(direction: TrafficDirection) -> String {
+    format!("{direction} policies of pods")
 }
 
 /// The node's own processes. What a pod sends is never theirs, whatever brings it here: a node may have its pods' addresses, and a proxy on it
 /// may use them.
-fn own_node() -> impl Iterator<Item = Rule> {
-    let accept = |sent: Match| {
-        FAMILIES.map(|family| {
-            let keys = KeyType::Address(family);
-            let pods = Match::SourceIn { set: local_set(family).into(), keys, not: true };
-            Rule::new(vec![sent.clone(), pods], Action::Accept, OWN_NODE)
-        })
-    };
-    accept(Match::LocalSocket).into_iter().chain(accept(Match::OwnSource))
+fn own(sent: &[Match], pass: &Action) -> [Rule; 2] {
+    FAMILIES.map(|family| {
+        let (set, keys) = (local_set(family).into(), KeyType::Address(family));
+        let mut matches = sent.to_vec();
+        matches.push(Match::SourceIn { set, keys, not: true });
+        Rule::new(matches, pass.clone(), OWN_NODE)
+    })
 }

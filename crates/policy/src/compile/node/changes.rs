@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ruleset::{Chain, Family, Key, MapVerdict, Set, TableDelta};
+use ruleset::{Backend, Chain, Family, Key, MapVerdict, Set, TableDelta};
 
 use super::class::{ClassRules, NodeClass};
 use super::{NodePod, NodeRules, base, family_of, lead, peer_names, peer_sets};
@@ -24,11 +24,26 @@ struct Touched {
     changed: BTreeSet<Arc<PolicyClass>>,
 }
 
+/// What an event changes, in order. What is about pods and their classes is one transaction of nf_tables. With ipsets it is in parts, of which each leaves
+/// no pod open that is isolated: sets have what rules look for before these do, and lose it afterwards.
+struct Phases {
+    backend: Backend,
+    gains: TableDelta,
+    rules: TableDelta,
+    isolation: TableDelta,
+    losses: TableDelta,
+    goes: TableDelta,
+}
+
+/// Chains by their names.
+type NamedChains = BTreeMap<Cow<'static, str>, Chain>;
+
 impl NodeRules {
-    /// Takes the effects of one event, and gives the transactions that do the same in the kernel, in order: first sets appear and gain members, then
-    /// all that changes of pods and classes, then sets lose members, last sets go. `index` is as it is after the event.
+    /// Takes the effects of one event, and gives the changes that do the same in the kernel, in order: first sets appear and gain members, then all that
+    /// changes of pods and classes, then sets lose members, last sets go. nf_tables does each in one transaction. `index` is as it is after the event.
     pub fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> Vec<TableDelta> {
-        let [mut gains, mut losses, mut goes] = <[TableDelta; 3]>::default();
+        let mut phases = Phases::new(self.settings.backend);
+        let Phases { gains, losses, goes, .. } = &mut phases;
         let mut touched = Touched::default();
         for effect in effects {
             match effect {
@@ -59,8 +74,8 @@ impl NodeRules {
                 PolicyEffect::PodGoes(pod) => self.pod(pod, None, &mut touched),
             }
         }
-        let changes = self.pods_and_classes(touched, index);
-        [gains, changes, losses, goes].into_iter().filter(|delta| !delta.is_empty()).collect()
+        self.pods_and_classes(touched, index, &mut phases);
+        phases.into_deltas()
     }
 
     fn pod(&mut self, name: &LocalName, now: Option<NodePod>, touched: &mut Touched) {
@@ -100,8 +115,7 @@ impl NodeRules {
         self.pods.insert(name.clone(), now);
     }
 
-    fn pods_and_classes(&mut self, mut touched: Touched, index: &PolicyIndex) -> TableDelta {
-        let mut delta = TableDelta::default();
+    fn pods_and_classes(&mut self, mut touched: Touched, index: &PolicyIndex, phases: &mut Phases) {
         let classes = touched.classes.union(&touched.changed);
         let is_other = |class: &&Arc<PolicyClass>| {
             let is_changed = touched.changed.contains(*class);
@@ -109,12 +123,13 @@ impl NodeRules {
             known.is_some_and(|known| is_changed || known.pods == 0 || !known.has_its_rules())
         };
         let classes: Vec<Arc<PolicyClass>> = classes.filter(is_other).cloned().collect();
+        let mut before = self.leading(&classes);
+        let entries = self.entries_of(&classes);
         // Names become free before they are given.
-        let mut before = BTreeMap::new();
         let leads: Vec<_> = classes.iter().map(|class| self.drop_rules(class, &mut before)).collect();
-        let mut after = BTreeMap::new();
+        let mut after = NamedChains::new();
         for (class, was) in classes.iter().zip(leads) {
-            self.take_rules(class, index, &mut after, &mut delta.sets);
+            self.take_rules(class, index, &mut after, &mut phases.before_rules().sets);
             if was != self.classes.get(class).map(NodeClass::leads) {
                 let pods = self.pods.values().filter(|pod| pod.classes.iter().any(|has| has == class));
                 for address in pods.flat_map(|pod| &pod.addresses) {
@@ -124,22 +139,35 @@ impl NodeRules {
                 }
             }
         }
+        after.extend(self.leading(&classes));
+        let now = self.entries_of(&classes);
+        phases.before_rules().sets.extend(now.difference(&entries).flat_map(|entry| base::entry_sets(entry)));
         let is_gone = |name: &&Cow<'static, str>| !after.contains_key(*name);
-        delta.gone_chains = before.keys().filter(is_gone).map(ToString::to_string).collect();
+        phases.rules.gone_chains = before.keys().filter(is_gone).map(ToString::to_string).collect();
         let is_new = |(name, chain): &(Cow<'static, str>, Chain)| before.get(name) != Some(chain);
-        delta.chains = after.into_iter().filter(is_new).map(|(_, chain)| chain).collect();
+        phases.rules.chains = after.into_iter().filter(is_new).map(|(_, chain)| chain).collect();
         let unused = self.blocks.extract_if(.., |_, (_, classes)| *classes == 0);
-        delta.gone_sets = unused.map(|(name, _)| name.into_owned()).collect();
-        self.addresses(&touched, &mut delta);
-        delta
+        let gone = &mut phases.at_end().gone_sets;
+        gone.extend(unused.map(|(name, _)| name.into_owned()));
+        let sets = entries.difference(&now).flat_map(|entry| base::entry_sets(entry));
+        gone.extend(sets.map(|set| set.name.into_owned()));
+        self.addresses(&touched, phases);
+    }
+
+    /// The chains that lead to those of classes, if there are classes that may have other ones.
+    fn leading(&self, classes: &[Arc<PolicyClass>]) -> NamedChains {
+        let all = self.dispatches().filter(|_| !classes.is_empty());
+        all.map(|chain| (chain.name.clone(), chain)).collect()
+    }
+
+    /// The chains by which these classes are entered, where a set leads to each.
+    fn entries_of(&self, classes: &[Arc<PolicyClass>]) -> BTreeSet<Cow<'static, str>> {
+        let classes = classes.iter().filter(|_| self.settings.backend == Backend::Iptables);
+        classes.filter_map(|class| self.classes.get(class)).flat_map(NodeClass::entries).cloned().collect()
     }
 
     /// Takes the rules of a class away, and says where they led ([`NodeClass::leads`]).
-    fn drop_rules(
-        &mut self,
-        class: &Arc<PolicyClass>,
-        before: &mut BTreeMap<Cow<'static, str>, Chain>,
-    ) -> Option<[MapVerdict; 2]> {
+    fn drop_rules(&mut self, class: &Arc<PolicyClass>, before: &mut NamedChains) -> Option<[MapVerdict; 2]> {
         let known = self.classes.get_mut(class)?;
         let leads = known.leads();
         if let Some(rules) = known.rules.take() {
@@ -159,7 +187,7 @@ impl NodeRules {
         &mut self,
         class: &Arc<PolicyClass>,
         index: &PolicyIndex,
-        after: &mut BTreeMap<Cow<'static, str>, Chain>,
+        after: &mut NamedChains,
         new_sets: &mut Vec<Set>,
     ) {
         let Some(known) = self.classes.get_mut(class) else { return };
@@ -167,7 +195,8 @@ impl NodeRules {
             self.classes.remove(class);
             return;
         }
-        let rules = ClassRules::of(class, index, known.tunnels > 0);
+        let of = ClassRules::of(class, index, self.settings.backend, known.tunnels > 0);
+        let Some(rules) = of else { return };
         let is_other = |set: &Set| self.blocks.get(&set.name).is_some_and(|(known, _)| known != set);
         if self.names.contains_key(&class.hash()) || rules.blocks.iter().any(is_other) {
             return;
@@ -184,33 +213,89 @@ impl NodeRules {
         known.rules = Some(rules);
     }
 
-    /// What the event changes of maps and of the set of the node's pods.
-    fn addresses(&mut self, touched: &Touched, delta: &mut TableDelta) {
+    /// What the event changes of where addresses lead and of the set of the node's pods.
+    fn addresses(&mut self, touched: &Touched, phases: &mut Phases) {
         for address in &touched.addresses {
-            let family = Family::of_address(*address);
             for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
                 let (place, now) = ((direction, *address), self.lead_of(direction, *address));
                 let before = match &now {
                     Some(now) => self.leads.insert(place, now.clone()),
                     None => self.leads.remove(&place),
                 };
-                let map = base::map(direction, family);
-                match now {
-                    now if now == before => {}
-                    Some(now) => {
-                        delta.of(map).add(lead(*address, now));
-                        if before.is_some() {
-                            delta.replaced.entry(map.to_owned()).or_default().push(Key::from(*address));
-                        }
-                    }
-                    None => delta.of(map).remove(*address),
+                if before != now {
+                    phases.lead(direction, *address, before, now);
                 }
             }
+            let local = base::local_set(Family::of_address(*address));
             match (touched.local.contains(address), self.claims.contains_key(address)) {
-                (false, true) => delta.of(base::local_set(family)).add(Key::from(*address)),
-                (true, false) => delta.of(base::local_set(family)).remove(*address),
+                (false, true) => phases.before_rules().of(local).add(Key::from(*address)),
+                (true, false) => phases.after_rules().of(local).remove(*address),
                 _ => {}
             }
         }
+    }
+}
+
+// === impl Phases ===
+
+impl Phases {
+    fn new(backend: Backend) -> Self {
+        let [gains, rules, isolation, losses, goes] = <[TableDelta; 5]>::default();
+        Self { backend, gains, rules, isolation, losses, goes }
+    }
+
+    /// What is to be there before the rules change.
+    fn before_rules(&mut self) -> &mut TableDelta {
+        if self.backend == Backend::Nftables { &mut self.rules } else { &mut self.gains }
+    }
+
+    /// What is to be there until they have changed.
+    fn after_rules(&mut self) -> &mut TableDelta {
+        if self.backend == Backend::Nftables { &mut self.rules } else { &mut self.losses }
+    }
+
+    /// Sets that rules look into until they have changed.
+    fn at_end(&mut self) -> &mut TableDelta {
+        if self.backend == Backend::Nftables { &mut self.rules } else { &mut self.goes }
+    }
+
+    /// An address leads elsewhere.
+    fn lead(
+        &mut self,
+        direction: TrafficDirection,
+        address: IpAddr,
+        before: Option<MapVerdict>,
+        now: Option<MapVerdict>,
+    ) {
+        let (family, key) = (Family::of_address(address), Key::from(address));
+        let isolated = base::isolated(direction, family);
+        if self.backend == Backend::Nftables {
+            match now {
+                Some(now) => {
+                    self.rules.of(isolated).add(lead(address, now));
+                    if before.is_some() {
+                        self.rules.replaced.entry(isolated.to_owned()).or_default().push(key);
+                    }
+                }
+                None => self.rules.of(isolated).remove(address),
+            }
+            return;
+        }
+        match (&before, &now) {
+            (None, _) => self.isolation.of(isolated).add(key),
+            (_, None) => self.isolation.of(isolated).remove(key),
+            (Some(_), Some(_)) => {}
+        }
+        if let Some(now) = &now {
+            self.gains.of(base::leads_by(direction, family, now)).add(key);
+        }
+        if let Some(before) = &before {
+            self.losses.of(base::leads_by(direction, family, before)).remove(key);
+        }
+    }
+
+    fn into_deltas(self) -> Vec<TableDelta> {
+        let Self { backend: _, gains, rules, isolation, losses, goes } = self;
+        [gains, rules, isolation, losses, goes].into_iter().filter(|delta| !delta.is_empty()).collect()
     }
 }

@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use ruleset::{Action, Chain, MapVerdict, Rule, Set};
+use ruleset::{Action, Backend, Chain, MapVerdict, Rule, Set};
 
 use super::super::rules::{Compiler, regular};
 use super::super::tunnel::section_jumps;
-use super::super::{LeftOut, class_name};
+use super::super::{LeftOut, can_return, class_name};
 use crate::index::{PolicyClass, PolicyIndex, TunnelJudge};
 
 /// A class that pods have.
@@ -16,7 +16,7 @@ pub(super) struct NodeClass {
     pub(super) pods: usize,
     /// How many of them have a tunnel that is judged inside.
     pub(super) tunnels: usize,
-    /// Absent where another class has its name, or another set that of one of its sets.
+    /// Absent where another class has its name, or another set that of one of its sets, or the backend cannot express it.
     pub(super) rules: Option<ClassRules>,
 }
 
@@ -52,6 +52,11 @@ impl NodeClass {
         self.rules.as_ref().is_some_and(|rules| rules.tunnel_entry.is_some() == (self.tunnels > 0))
     }
 
+    /// Where packets of its pods enter.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Cow<'static, str>> {
+        self.rules.iter().flat_map(|rules| std::iter::once(&rules.entry).chain(&rules.tunnel_entry))
+    }
+
     pub(super) fn chains(&self) -> impl Iterator<Item = &Chain> {
         self.rules.iter().flat_map(|rules| &rules.chains)
     }
@@ -64,9 +69,20 @@ impl NodeClass {
 // === impl ClassRules ===
 
 impl ClassRules {
-    /// `has_tunnels`: for pods, too, whose tunnel is judged inside.
-    pub(super) fn of(class: &PolicyClass, index: &PolicyIndex, has_tunnels: bool) -> Self {
-        let mut compiler = Compiler::logging(index);
+    /// `has_tunnels`: for pods, too, whose tunnel is judged inside. Nothing where the backend cannot express it.
+    pub(super) fn of(
+        class: &PolicyClass,
+        index: &PolicyIndex,
+        backend: Backend,
+        has_tunnels: bool,
+    ) -> Option<Self> {
+        let mut compiler = Compiler::new(index).logging();
+        match backend {
+            Backend::Nftables => {}
+            Backend::Iptables if can_return(class) => compiler = compiler.returning(),
+            // To accept would pass the other direction by.
+            Backend::Iptables => return None,
+        }
         let (mut chains, apart) = compiler.class(class);
         let tunnel = has_tunnels.then(|| compiler.tunnel(class));
         let (sets, _, left_out) = compiler.finish();
@@ -89,6 +105,6 @@ impl ClassRules {
         });
         chains.extend(apart);
         let blocks = sets.into_iter().filter(|set| !set.is_kept()).collect();
-        Self { entry, tunnel_entry, chains, blocks, left_out }
+        Some(Self { entry, tunnel_entry, chains, blocks, left_out })
     }
 }

@@ -2,12 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use ruleset::eval::Owner;
+use ruleset::eval::{Owner, State};
 use ruleset::{MapVerdict, Members as _, TableDelta};
 
 use super::*;
 use crate::index::PolicyEffect;
 use crate::terms::PolicyTerms;
+
+const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
+
+fn settings(backend: Backend) -> EnforcementSettings {
+    EnforcementSettings { backend, ..EnforcementSettings::default() }
+}
 
 /// An index of the node `n1`, to whose pods only those addresses are given that are theirs.
 fn indexed_by_owner(world: &PlainWorld) -> PolicyIndex {
@@ -34,8 +40,12 @@ fn on_node(world: &PlainWorld, flow: &PolicyFlow) -> (Packet, Hook) {
     if is_node(flow.source) {
         packet.in_interface.clear();
         packet.own_source = true;
-        // Not each packet of a socket has it still.
-        packet.owner = (packet.destination_port != 80).then_some(Owner { uid: 1000, gid: 1000 });
+        // Not each packet of a socket has it still, but the first one has.
+        if packet.destination_port == 80 {
+            packet.state = State::Established;
+        } else {
+            packet.owner = Some(Owner { uid: 1000, gid: 1000 });
+        }
     }
     let hook = if is_node(flow.destination) { Hook::Input } else { Hook::Postrouting };
     (packet, hook)
@@ -49,17 +59,25 @@ proptest! {
     fn a_nodes_rules_do_what_the_verdict_says(world in SampleWorld::any()) {
         let (world, flows) = (world.plain(), flows());
         let index = indexed_by_owner(&world);
-        let node = compile_node(&index, EnforcementSettings::default());
-        prop_assert_eq!((ruleset::check(&node.rules), &*node.left_out, &*node.refused), (Ok(()), &[][..], &[][..]));
-        let layers = std::slice::from_ref(&node.rules);
+        let nodes = BACKENDS.map(|backend| compile_node(&index, settings(backend)));
+        for node in &nodes {
+            prop_assert_eq!((ruleset::check(&node.rules), &*node.left_out, &*node.refused), (Ok(()), &[][..], &[][..]));
+        }
+        for family in [Family::V4, Family::V6] {
+            prop_assert!(ruleset::iptables::render(std::slice::from_ref(&nodes[1].rules), family).is_ok());
+        }
         for flow in &flows {
             let expected = verdict(&world, flow);
             let is_local = |address| world.pod_at(address).is_some_and(|pod| &*pod.facts.node == "n1");
             let denied = is_local(flow.source) && !expected.egress.is_allowed()
                 || is_local(flow.destination) && !expected.ingress.is_allowed();
             let (packet, hook) = on_node(&world, flow);
-            let found = evaluate(layers, Backend::Nftables, &packet, hook, false, &node.contents);
-            prop_assert_eq!(found.verdict == Verdict::Drop, denied, "{:?} {}: {:?}", flow, expected, found.decided_by);
+            for (node, backend) in nodes.iter().zip(BACKENDS) {
+                let layers = std::slice::from_ref(&node.rules);
+                let found = evaluate(layers, backend, &packet, hook, false, &node.contents);
+                let decided_by = found.decided_by;
+                prop_assert_eq!(found.verdict == Verdict::Drop, denied, "{} {:?} {}: {:?}", backend, flow, expected, decided_by);
+            }
         }
     }
 }
@@ -67,19 +85,21 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A node's rules for the tunnel and those of pods for what is inside come to the verdict together, in whatever backend a pod has its own.
+    /// A node's rules for the tunnel and those of pods for what is inside come to the verdict together, in both backends.
     #[test]
     fn tunnels_are_judged_by_node_and_pod_together(world in SampleWorld::any()) {
         let world = world.plain();
-        let node = compile_node(&indexed_by_owner(&world), EnforcementSettings::default());
-        prop_assert_eq!(ruleset::check(&node.rules), Ok(()));
-        let layers = std::slice::from_ref(&node.rules);
+        let index = indexed_by_owner(&world);
+        let nodes = BACKENDS.map(|backend| compile_node(&index, settings(backend)));
+        for node in &nodes {
+            prop_assert_eq!(ruleset::check(&node.rules), Ok(()));
+        }
         let local = |address| world.pod_at(address).filter(|pod| &*pod.facts.node == "n1");
         let tunnelled = flows().into_iter().filter(|flow| {
             let ends = [flow.source, flow.destination].map(|one| world.pod_at(one).is_some_and(|pod| pod.is_enrolled));
             ends == [true; 2] && matches!(flow.traffic, Traffic::Port(PolicyProtocol::Tcp, _))
         });
-        let pods = [Backend::Nftables, Backend::Iptables].map(|backend| CompiledPods::inner(&world, backend));
+        let pods = BACKENDS.map(|backend| CompiledPods::inner(&world, backend));
         for flow in tunnelled.map(|flow| PolicyFlow { route: FlowRoute::Tunnel, ..flow }) {
             if world.pod_at(flow.source) == world.pod_at(flow.destination) {
                 continue;
@@ -87,9 +107,10 @@ proptest! {
             let expected = verdict(&world, &flow);
             let (mut packet, hook) = on_node(&world, &flow);
             packet.destination_port = crate::TUNNEL_PORT;
-            let found = evaluate(layers, Backend::Nftables, &packet, hook, false, &node.contents);
             let taken = local(flow.destination).is_some_and(|pod| world.is_own_node(&pod, flow.source));
-            for pods in &pods {
+            for ((pods, node), backend) in pods.iter().zip(&nodes).zip(BACKENDS) {
+                let layers = std::slice::from_ref(&node.rules);
+                let found = evaluate(layers, backend, &packet, hook, false, &node.contents);
                 let inside = [pods.egress(&flow, None), pods.ingress(&flow)];
                 let ends = [(flow.source, &expected.egress), (flow.destination, &expected.ingress)];
                 let is_wrong = |((address, judged), inside): &((IpAddr, &crate::Judgement), &crate::compiled::PointVerdict)| {
@@ -135,20 +156,25 @@ fn tcp(source: &str, destination: &str) -> Packet {
     Packet { in_interface: "veth1".into(), ..packet }
 }
 
-fn is_dropped(node: &CompiledNode, packet: &Packet, hook: Hook) -> bool {
+fn is_dropped((node, backend): &(CompiledNode, Backend), packet: &Packet, hook: Hook) -> bool {
     let layers = std::slice::from_ref(&node.rules);
-    evaluate(layers, Backend::Nftables, packet, hook, false, &node.contents).verdict == Verdict::Drop
+    evaluate(layers, *backend, packet, hook, false, &node.contents).verdict == Verdict::Drop
 }
 
 #[test]
 fn what_is_never_judged_and_what_settings_say() {
-    use ruleset::eval::State;
+    for backend in BACKENDS {
+        is_judged_by_settings(backend);
+    }
+}
+
+fn is_judged_by_settings(backend: Backend) {
     let [cut, keep, free] = [
-        EnforcementSettings::default(),
-        EnforcementSettings { established: Established::Keep, ..EnforcementSettings::default() },
-        EnforcementSettings { egress_to_own_node: EgressToOwnNode::Allow, ..EnforcementSettings::default() },
+        settings(backend),
+        EnforcementSettings { established: Established::Keep, ..settings(backend) },
+        EnforcementSettings { egress_to_own_node: EgressToOwnNode::Allow, ..settings(backend) },
     ]
-    .map(isolated);
+    .map(|settings| (isolated(settings), backend));
     let new = tcp("10.0.0.1", "203.0.113.9");
     let open = Packet { state: State::Established, ..new.clone() };
     let answer = Packet { reply: true, ..open.clone() };
@@ -171,8 +197,25 @@ fn what_is_never_judged_and_what_settings_say() {
 }
 
 #[test]
+fn what_is_for_a_service_is_left_to_where_ipvs_sends_it_on() {
+    let mut node = isolated(settings(Backend::Iptables));
+    let mut services = ruleset::SetDelta::default();
+    services.add(Key::Address("10.96.0.1".parse().unwrap()));
+    node.contents.apply("istio-np-services-v4", &services);
+    let dropped = ["10.96.0.1", "192.0.2.1"]
+        .map(|to| is_dropped(&(node.clone(), Backend::Iptables), &tcp("10.0.0.1", to), Hook::Input));
+    assert_eq!(dropped, [false, true]);
+}
+
+#[test]
 fn the_own_node_is_who_sends_from_it_and_is_no_pod() {
-    let node = isolated(EnforcementSettings::default());
+    for backend in BACKENDS {
+        is_own_node(backend);
+    }
+}
+
+fn is_own_node(backend: Backend) {
+    let node = (isolated(settings(backend)), backend);
     let from = |source, in_interface: &str, own_source, owner: Option<u32>| {
         let owner = owner.map(|uid| Owner { uid, gid: uid });
         let packet = tcp(source, "10.0.0.1");
@@ -181,7 +224,14 @@ fn the_own_node_is_who_sends_from_it_and_is_no_pod() {
     };
     assert!(!from("10.0.0.254", "", true, Some(0)), "kubelet");
     assert!(!from("10.0.0.254", "", true, Some(1000)), "another user's kubelet");
-    assert!(!from("10.0.0.254", "", true, None), "a packet that has lost its socket");
+    let lost = Packet {
+        in_interface: String::new(),
+        own_source: true,
+        state: State::Established,
+        ..tcp("10.0.0.254", "10.0.0.1")
+    };
+    assert!(!is_dropped(&node, &lost, Hook::Postrouting), "a packet that has lost its socket");
+    assert!(from("10.0.0.254", "veth2", true, None), "a pod that takes the node's address");
     assert!(!from("203.0.113.9", "", false, Some(0)), "a transparent proxy of the node's");
     assert!(from("10.0.0.254", "eth0", false, None), "another node");
     assert!(from("203.0.113.9", "", false, None), "what IPVS sends on");
@@ -190,10 +240,16 @@ fn the_own_node_is_who_sends_from_it_and_is_no_pod() {
 
 #[test]
 fn a_denial_is_counted_and_logged_with_its_class() {
-    let node = isolated(EnforcementSettings::default());
+    for backend in BACKENDS {
+        is_logged(backend);
+    }
+}
+
+fn is_logged(backend: Backend) {
+    let node = isolated(settings(backend));
     let layers = std::slice::from_ref(&node.rules);
     let packet = tcp("203.0.113.9", "10.0.0.1");
-    let found = evaluate(layers, Backend::Nftables, &packet, Hook::Postrouting, false, &node.contents);
+    let found = evaluate(layers, backend, &packet, Hook::Postrouting, false, &node.contents);
     let [.., log, drop] = &found.trace[..] else { panic!("{:?}", found.trace) };
     assert_eq!(drop.rule.why, "no ingress rule allows it of x/p");
     assert!(drop.rule.counting == ruleset::Counting::Rule);
@@ -221,8 +277,6 @@ fn a_class_whose_name_another_has_denies_everything() {
         );
         classes.push(index.classes_of(&pod).unwrap().ingress.clone().unwrap());
     }
-    let mut node = NodeRules::new(EnforcementSettings::default());
-    node.claim_name_for_test(&classes[1], &classes[0]);
     let pods: Vec<PolicyEffect> = index
         .pods()
         .map(|(pod, facts, classes)| PolicyEffect::PodChanges {
@@ -232,17 +286,33 @@ fn a_class_whose_name_another_has_denies_everything() {
             tunnel: facts.tunnel,
         })
         .collect();
-    let deltas = node.apply(&pods, &index);
-    assert_eq!(node.refused().collect::<Vec<_>>(), [&classes[1]]);
+    let following = |backend| {
+        let mut node = NodeRules::new(settings(backend));
+        node.claim_name_for_test(&classes[1], &classes[0]);
+        let deltas = node.apply(&pods, &index);
+        assert_eq!(node.refused().collect::<Vec<_>>(), [&classes[1]]);
+        deltas
+    };
+    let deltas = following(Backend::Nftables);
     let ways: BTreeMap<Key, Option<MapVerdict>> =
         deltas[0].members["istio-np-ingress-v4"].added().map(|one| (one.key, one.verdict)).collect();
     let at = |text: &str| ways[&Key::Address(text.parse().unwrap())].clone();
     assert!(matches!(at("10.0.0.1"), Some(MapVerdict::Jump(_))));
     assert_eq!(at("10.0.0.2"), Some(MapVerdict::Drop));
+    let deltas = following(Backend::Iptables);
+    let closed = deltas[0].members["istio-np-ingress-closed-v4"].added().map(|one| one.key);
+    assert_eq!(closed.collect::<Vec<_>>(), [Key::Address("10.0.0.2".parse().unwrap())]);
 }
 
-/// What somebody has who loads a node's rules and then only what each event changes.
-pub(crate) struct FollowedNode {
+/// What somebody has who loads a node's rules and then only what each event changes, in each backend.
+pub(crate) struct FollowedNode([FollowedRules; 2]);
+
+fn local_addresses(index: &PolicyIndex) -> Vec<IpAddr> {
+    index.pods().flat_map(|(_, facts, _)| facts.addresses.to_vec()).collect()
+}
+
+struct FollowedRules {
+    settings: EnforcementSettings,
     node: NodeRules,
     table: Table,
     contents: Contents,
@@ -250,19 +320,47 @@ pub(crate) struct FollowedNode {
 
 impl Default for FollowedNode {
     fn default() -> Self {
-        let node = NodeRules::new(EnforcementSettings::default());
-        let table = node.rules(&PolicyIndex::default()).tables.remove(0);
-        Self { node, table, contents: Contents::default() }
+        Self(BACKENDS.map(|backend| {
+            let settings = settings(backend);
+            let node = NodeRules::new(settings);
+            let table = node.rules(&PolicyIndex::default()).tables.remove(0);
+            FollowedRules { settings, node, table, contents: Contents::default() }
+        }))
     }
 }
 
 impl FollowedNode {
-    /// Does what an event changes, as the kernel would, which refuses what does not fit.
-    pub(crate) fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) {
-        for delta in self.node.apply(effects, index) {
-            self.transaction(&delta);
+    /// Does what an event changes, as the kernel would, which refuses what does not fit. After each step all is allowed of `flows` that is allowed before and
+    /// after the event, and nothing that is neither.
+    pub(crate) fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex, flows: &[PolicyFlow]) {
+        for node in &mut self.0 {
+            node.apply(effects, index, flows);
         }
-        let wanted = compile_node(index, EnforcementSettings::default());
+    }
+}
+
+impl FollowedRules {
+    fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex, flows: &[PolicyFlow]) {
+        let deltas = self.node.apply(effects, index);
+        // Of two pods each end is for itself: one may open before the other closes.
+        let local = local_addresses(index);
+        let is_local = |address: &IpAddr| self.is_local(*address) || local.contains(address);
+        let flows: Vec<PolicyFlow> = flows
+            .iter()
+            .filter(|flow| !(is_local(&flow.source) && is_local(&flow.destination)))
+            .copied()
+            .collect();
+        let mut steps = vec![self.allowed(&flows)];
+        for delta in deltas {
+            self.transaction(&delta);
+            steps.push(self.allowed(&flows));
+        }
+        let (first, last) = (&steps[0], &steps[steps.len() - 1]);
+        for (number, flow) in flows.iter().enumerate().filter(|(number, _)| first[*number] == last[*number]) {
+            let is_kept = steps.iter().all(|step| step[number] == first[number]);
+            assert!(is_kept, "{}: {flow:?} is changed on the way by {effects:?}", self.settings.backend);
+        }
+        let wanted = compile_node(index, self.settings);
         let Table { sets, chains, .. } = &wanted.rules.tables[0];
         let named = |table: &[Set]| {
             table.iter().map(|set| (set.name.clone(), set.clone())).collect::<BTreeMap<_, _>>()
@@ -280,6 +378,32 @@ impl FollowedNode {
                 set.name
             );
         }
+    }
+
+    fn rules(&self) -> Ruleset {
+        Ruleset {
+            owner: POLICY_OWNER.into(),
+            known_chains: KNOWN_CHAINS.into(),
+            ipv6: true,
+            tables: vec![self.table.clone()],
+        }
+    }
+
+    fn is_local(&self, address: IpAddr) -> bool {
+        let sets = self.table.sets.iter().filter(|set| set.name.starts_with("istio-np-local-"));
+        sets.into_iter().any(|set| self.contents.contains(set, &Key::Address(address)))
+    }
+
+    fn allowed(&self, flows: &[PolicyFlow]) -> Vec<bool> {
+        let rules = [self.rules()];
+        let passes = |flow: &PolicyFlow| {
+            let packet = packet(flow, TrafficDirection::Egress);
+            let packet = Packet { in_interface: "veth1".into(), ..packet };
+            let backend = self.settings.backend;
+            evaluate(&rules, backend, &packet, Hook::Postrouting, false, &self.contents).verdict
+                != Verdict::Drop
+        };
+        flows.iter().map(passes).collect()
     }
 
     fn transaction(&mut self, delta: &TableDelta) {
@@ -304,13 +428,7 @@ impl FollowedNode {
             );
         }
         delta.apply(&mut self.table, &mut self.contents);
-        let rules = Ruleset {
-            owner: POLICY_OWNER.into(),
-            known_chains: KNOWN_CHAINS.into(),
-            ipv6: true,
-            tables: vec![self.table.clone()],
-        };
-        assert_eq!(ruleset::check(&rules), Ok(()));
+        assert_eq!(ruleset::check(&self.rules()), Ok(()));
         for set in self.table.sets.iter().filter(|set| set.is_map()) {
             for verdict in self.contents.of(&set.name).filter_map(|one| one.verdict.as_ref()?.chain()) {
                 assert!(self.table.chain(verdict).is_some(), "{verdict} is not there");
