@@ -105,7 +105,7 @@ impl IpSets {
         let mut found = None;
         let wanted = match key {
             Key::Address(address) => octets(*address),
-            Key::Prefix(_) | Key::Endpoint(_) => Vec::new(),
+            Key::Prefix(_) | Key::Endpoint(_) | Key::Arrival(_) => Vec::new(),
         };
         self.dump(&set.name, |item| match item {
             None => found = None,

@@ -17,6 +17,7 @@ mod netlink;
 pub mod nft;
 pub mod observed;
 mod order;
+pub mod pair;
 mod record;
 pub mod route;
 pub mod sets;

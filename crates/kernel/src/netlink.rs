@@ -104,6 +104,8 @@ pub(crate) struct NetlinkSocket {
     buffer: Vec<u8>,
     /// Of a socket that is kept: the events that it hears beside the answers.
     events: Option<HeardEvents>,
+    /// It is used by threads of other namespaces, so that none can take its place.
+    stays: bool,
 }
 
 /// What the kernel said about a message of ours.
@@ -136,17 +138,28 @@ impl Error {
 impl NetlinkSocket {
     /// Opens a socket of a netlink protocol; `None` is `NETLINK_ROUTE`.
     pub(crate) fn open(protocol: Option<Protocol>) -> Result<Self, Error> {
-        Ok(Self { fd: open(protocol)?, protocol, buffer: vec![0; RECEIVE_BUFFER], events: None })
+        Ok(Self {
+            fd: open(protocol)?,
+            protocol,
+            buffer: vec![0; RECEIVE_BUFFER],
+            events: None,
+            stays: false,
+        })
     }
 
     /// Over a socket that is open: in tests the other end of it takes the kernel's part.
     #[cfg(test)]
     pub(crate) fn over(fd: OwnedFd) -> Self {
-        Self { fd, protocol: None, buffer: vec![0; RECEIVE_BUFFER], events: None }
+        Self { fd, protocol: None, buffer: vec![0; RECEIVE_BUFFER], events: None, stays: false }
     }
 
     pub(crate) fn netfilter() -> Result<Self, Error> {
         Self::open(Some(netlink::NETFILTER))
+    }
+
+    /// To be used by threads of other namespaces.
+    pub(crate) fn staying(self) -> Self {
+        Self { stays: true, ..self }
     }
 
     /// Sends messages and returns every answer to them, in the kernel's order.

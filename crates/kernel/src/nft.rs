@@ -11,6 +11,7 @@
 
 mod batch;
 mod content;
+mod counts;
 mod error;
 mod expected;
 mod expr;

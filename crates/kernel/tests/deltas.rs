@@ -4,6 +4,8 @@
 
 #[path = "deltas/content.rs"]
 mod content;
+#[path = "deltas/entry.rs"]
+mod entry;
 #[path = "deltas/growth.rs"]
 mod growth;
 #[path = "deltas/guard.rs"]

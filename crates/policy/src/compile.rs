@@ -4,6 +4,7 @@
 //! the next one. Sets that follow pods are kept by whoever applies the index's effects; blocks are part of the rules.
 
 mod blocks;
+mod entry;
 mod left;
 mod log;
 mod node;
@@ -25,6 +26,7 @@ use ruleset::{
 
 use crate::index::{NamedRoom, PeerSet, PodClasses, PolicyClass, PolicyIndex};
 use crate::terms::{Section, TrafficDirection};
+pub use entry::{ENTRY_CHAIN, ENTRY_TABLE, EntryInterface, EntryProbe, NodeEntry};
 pub use left::{LeftOut, LeftOutReason};
 pub use log::{LOG_GROUP, LOG_PREFIX, log_number};
 pub use node::{CompiledNode, EgressToOwnNode, EnforcementSettings, Established, NodeRules, compile_node};

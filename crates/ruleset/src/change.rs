@@ -11,7 +11,7 @@ use crate::set::{Contents, Key, Set, SetDelta};
 pub struct TableDelta {
     /// Sets that are made; those that are part of the plan with their content.
     pub sets: Vec<Set>,
-    /// Regular chains that have these rules afterwards, whether or not they are there before.
+    /// Chains that have these rules afterwards, regular ones whether or not they are there before.
     pub chains: Vec<Chain>,
     /// What comes into kept sets and leaves them.
     pub members: BTreeMap<String, SetDelta>,

@@ -313,7 +313,7 @@ fn render_match(out: &mut String, m: &Match, protocol: Option<Protocol>) {
 /// The same side for each part of a set's keys.
 fn parts(side: &str, keys: KeyType) -> String {
     match keys {
-        KeyType::Address(_) | KeyType::Prefix(_) => side.to_owned(),
+        KeyType::Address(_) | KeyType::Prefix(_) | KeyType::Arrival(_) => side.to_owned(),
         KeyType::Endpoint(_) => format!("{side},{side}"),
     }
 }

@@ -119,7 +119,11 @@ fn set_or_map(set: &Set) -> &'static str {
 
 fn write_set(out: &mut String, table: &str, set: &Set) -> fmt::Result {
     let what = set_or_map(set);
-    let address = if set.family() == Family::V4 { "ipv4_addr" } else { "ipv6_addr" };
+    let address = match set.keys {
+        KeyType::Arrival(_) => "ifname",
+        _ if set.family() == Family::V4 => "ipv4_addr",
+        _ => "ipv6_addr",
+    };
     write!(out, "add {what} inet {table} {} {{ type {address}", set.name)?;
     if let KeyType::Endpoint(_) = set.keys {
         out.write_str(" . inet_proto . inet_service")?;
@@ -172,6 +176,7 @@ fn render_key(key: &Key) -> String {
         Key::Endpoint(endpoint) => {
             format!("{} . {} . {}", endpoint.address, endpoint.protocol.name(), endpoint.port)
         }
+        Key::Arrival(key) => format!("\"{}\"", key.name),
     }
 }
 
@@ -313,6 +318,10 @@ fn looked_up(keys: KeyType, side: Side) -> String {
     match keys {
         KeyType::Address(_) | KeyType::Prefix(_) => format!("{ip} {address}"),
         KeyType::Endpoint(_) => format!("{ip} {address} . meta l4proto . th {port}"),
+        KeyType::Arrival(family) => {
+            let family = if family == Family::V4 { "ipv4" } else { "ipv6" };
+            format!("meta nfproto {family} iifname")
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod coverage;
 mod delta;
+mod interface;
 mod members;
 
 use std::borrow::Cow;
@@ -17,6 +18,7 @@ use crate::rule::{Family, Protocol};
 
 pub use coverage::{Coverage, CoverageError};
 pub use delta::SetDelta;
+pub use interface::{ArrivalKey, InterfaceName};
 pub use members::{Contents, Members, NoMembers};
 
 /// A named set of a table, or a verdict map.
@@ -45,6 +47,9 @@ pub enum KeyType {
     Prefix(Family),
     /// Address, transport protocol and port together.
     Endpoint(Family),
+    /// The interface that packets of the family come in by, on whichever side they are looked up. Only nf_tables has it, and verdict maps are where
+    /// it is used.
+    Arrival(Family),
 }
 
 /// One key.
@@ -56,6 +61,8 @@ pub enum Key {
     Prefix(IpNet),
     /// An address with protocol and port.
     Endpoint(TransportAddress),
+    /// An interface, for packets of a family.
+    Arrival(ArrivalKey),
 }
 
 /// Where packets go to, or come from.
@@ -184,7 +191,7 @@ impl Set {
             KeyType::Prefix(_) => {
                 self.merged_prefixes().into_iter().map(|net| Key::Prefix(net).into()).collect()
             }
-            KeyType::Address(_) | KeyType::Endpoint(_) => self.fixed_elements().to_vec(),
+            _ => self.fixed_elements().to_vec(),
         }
     }
 
@@ -202,7 +209,9 @@ impl KeyType {
     /// Family of the addresses.
     pub fn family(self) -> Family {
         match self {
-            Self::Address(family) | Self::Prefix(family) | Self::Endpoint(family) => family,
+            Self::Address(family) | Self::Prefix(family) | Self::Endpoint(family) | Self::Arrival(family) => {
+                family
+            }
         }
     }
 
@@ -221,6 +230,7 @@ impl Key {
             Self::Address(address) => KeyType::Address(Family::of_address(*address)),
             Self::Prefix(net) => KeyType::Prefix(Family::of(net)),
             Self::Endpoint(endpoint) => KeyType::Endpoint(Family::of_address(endpoint.address)),
+            Self::Arrival(key) => key.key_type(),
         }
     }
 }

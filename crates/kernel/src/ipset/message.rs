@@ -1,5 +1,7 @@
 //! Messages and elements of ipset. Numbers are those of `linux/netfilter/ipset/ip_set.h`.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use ipnet::IpNet;
 use ruleset::iptables::ipset::{kernel_keys, type_name};
 use ruleset::{Element, Family, Key, KeyType, Protocol, Set, TransportAddress};
@@ -120,7 +122,7 @@ impl SetHeader {
 /// The revision of a type since which its elements have comments.
 fn revision(keys: KeyType) -> u8 {
     match keys {
-        KeyType::Address(_) | KeyType::Endpoint(_) => 3,
+        KeyType::Address(_) | KeyType::Endpoint(_) | KeyType::Arrival(_) => 3,
         KeyType::Prefix(_) => 4,
     }
 }
@@ -226,6 +228,8 @@ impl ElementCommand<'_> {
 
 fn item_of(key: &Key) -> Item {
     match key {
+        // There are no such sets.
+        Key::Arrival(_) => Item { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), cidr: None, port: None },
         Key::Address(address) => Item { address: *address, cidr: None, port: None },
         Key::Prefix(net) => Item { address: net.network(), cidr: Some(net.prefix_len()), port: None },
         Key::Endpoint(TransportAddress { address, protocol, port }) => {
@@ -254,7 +258,7 @@ pub(super) fn read(set: &Set, item: &Attribute<'_>) -> Option<Element> {
     let attributes = item.nested();
     let ip = address(attributes.find(ATTR_IP)?.nested().next()?.data)?;
     let key = match set.keys {
-        KeyType::Address(_) => Key::Address(ip),
+        KeyType::Address(_) | KeyType::Arrival(_) => Key::Address(ip),
         KeyType::Prefix(_) => {
             let whole = if ip.is_ipv4() { 32 } else { 128 };
             let cidr = attributes.find(ATTR_CIDR).and_then(|cidr| cidr.data.first().copied());

@@ -49,8 +49,8 @@ impl NetlinkSocket {
             match dumped.or_else(|error| self.disturbed_by_events(error))? {
                 Dumped::Whole => return Ok(true),
                 Dumped::Disturbed => {}
-                // A kept socket reads the rest of the answer away before it is asked again.
-                Dumped::Enough if self.events.is_some() => return Ok(false),
+                // One that stays in its namespace reads the rest of the answer away before it is asked again.
+                Dumped::Enough if self.stays => return Ok(false),
                 Dumped::Enough => {
                     // The kernel forgets the rest of the answer with the socket.
                     self.fd = open(self.protocol)?;

@@ -98,7 +98,7 @@ impl NetlinkSocket {
         filter(&fd, port);
         rustix::net::bind(&fd, &SocketAddrNetlink::new(port, groups)).map_err(failed)?;
         let events = Some(HeardEvents { port, heard: UnreadEvents::default(), unread: false });
-        Ok(Self { fd, protocol, buffer: Vec::new(), events })
+        Ok(Self { fd, protocol, buffer: Vec::new(), events, stays: true })
     }
 
     /// As if it were kept: all that comes are events.
@@ -166,7 +166,8 @@ impl NetlinkSocket {
 
     /// Reads the rest of the last answer away.
     pub(super) fn drain(&mut self) -> Result<(), Error> {
-        if !self.events.as_ref().is_some_and(|events| events.unread) {
+        let has_unread = self.events.as_ref().map_or(self.stays, |events| events.unread);
+        if !has_unread {
             return Ok(());
         }
         let mut drained = 0;

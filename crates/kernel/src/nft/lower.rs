@@ -224,6 +224,9 @@ impl<'a> Lowering<'a> {
     fn load_key(&mut self, keys: KeyType, side: Side) {
         let family = keys.family();
         self.require_family(family);
+        if let KeyType::Arrival(_) = keys {
+            return self.push(Expr::MetaLoad(meta::IIFNAME));
+        }
         self.load_address(family, side, if family == Family::V4 { 4 } else { 16 });
         if let KeyType::Endpoint(_) = keys {
             let [protocol, port] = if family == Family::V4 { AFTER_V4 } else { AFTER_V6 };

@@ -10,7 +10,7 @@ use netns::InsideHost;
 use ruleset::{Contents, Ruleset, Table, TableDelta, TableKind};
 
 use super::batch::{Batch, TableOf};
-use super::{Error, cleanup_over, list_tables, question};
+use super::{Error, cleanup_over, counts, list_tables, question};
 use crate::Change;
 use crate::netlink::NetlinkSocket;
 use crate::watch::{Noticed, open_netfilter, read_commits};
@@ -43,7 +43,7 @@ impl PartedTable {
             .map_err(|e| Error::of_question("hear transactions of nf_tables".to_owned(), e))?;
         let of =
             Ruleset { owner: owner.into(), known_chains: Vec::new().into(), ipv6: true, tables: Vec::new() };
-        Ok(Self { of, kind, socket: super::open()?, hears })
+        Ok(Self { of, kind, socket: super::open()?.staying(), hears })
     }
 
     /// To wait for: readable when somebody has committed something.
@@ -110,6 +110,16 @@ impl PartedTable {
         let mut batch = Batch::new(std::slice::from_ref(&self.of));
         batch.change_table(place, delta);
         batch.run(&mut self.socket).map_err(Error::from)
+    }
+
+    /// The packets that each of the first rules of a chain has counted, in order; at most so many rules.
+    ///
+    /// # Errors
+    /// The kernel could not be asked, or has no such chain.
+    pub fn counted(&mut self, chain: &str, most: usize) -> Result<Vec<u64>, Error> {
+        let table = self.of.nft_table(self.kind);
+        let counted = counts::packets(&mut self.socket, &table, chain, most);
+        counted.map_err(|e| question(&format!("read what chain {chain} of {table} counted"), e))
     }
 
     /// Removes the owner's tables in one transaction.

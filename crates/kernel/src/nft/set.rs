@@ -4,7 +4,9 @@
 mod tests;
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
-use ruleset::{Content, Family, Key, KeyType, MapVerdict, Protocol, Set, TransportAddress};
+use ruleset::{
+    ArrivalKey, Content, Family, InterfaceName, Key, KeyType, MapVerdict, Protocol, Set, TransportAddress,
+};
 
 use super::batch::push_comment;
 use super::list::number;
@@ -14,6 +16,9 @@ use crate::sets::{address, octets};
 
 /// Elements in one message: an attribute holds less than 64 KiB, an element with key, verdict and the longest comment at most 256 bytes.
 pub(super) const AT_A_TIME: usize = 200;
+
+/// Bytes of an interface's name in the kernel, `IFNAMSIZ`.
+const NAME_LEN: u32 = 16;
 
 /// What makes two sets of one type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +64,7 @@ impl SetType {
         let (key_type, key_len) = match set.keys {
             KeyType::Address(_) | KeyType::Prefix(_) => (address, len),
             // Each part fills whole registers of four bytes.
+            KeyType::Arrival(_) => (set::TYPE_INTERFACE, NAME_LEN),
             KeyType::Endpoint(_) => ((address << 6 | set::TYPE_PROTOCOL) << 6 | set::TYPE_PORT, len + 8),
         };
         let flag = |on: bool, flag: u32| if on { flag } else { 0 };
@@ -147,6 +153,11 @@ impl WireElement {
                 let [high, low] = port.to_be_bytes();
                 let rest = [protocol.number(), 0, 0, 0, high, low, 0, 0];
                 let key = [octets(*address), rest.to_vec()].concat();
+                vec![Self { verdict, comment: planned.comment.clone(), ..Self::plain(key) }]
+            }
+            Key::Arrival(arrival) => {
+                let mut key = arrival.name.as_str().as_bytes().to_vec();
+                key.resize(NAME_LEN as usize, 0);
                 vec![Self { verdict, comment: planned.comment.clone(), ..Self::plain(key) }]
             }
         }
@@ -255,6 +266,10 @@ pub(super) fn members_of(keys: KeyType, elements: Vec<WireElement>) -> Vec<rules
 }
 
 fn key_of(keys: KeyType, bytes: &[u8]) -> Option<Key> {
+    if let KeyType::Arrival(family) = keys {
+        let text = std::str::from_utf8(bytes).ok()?;
+        return Some(ArrivalKey { family, name: InterfaceName::new(text.trim_end_matches('\0'))? }.into());
+    }
     let len = if keys.family() == Family::V4 { 4 } else { 16 };
     let (ip, rest) = bytes.split_at_checked(len)?;
     let address = address(ip)?;

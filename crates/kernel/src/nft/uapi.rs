@@ -116,6 +116,7 @@ pub(super) mod set {
     pub(crate) const TYPE_IPV6: u32 = 8;
     pub(crate) const TYPE_PROTOCOL: u32 = 12;
     pub(crate) const TYPE_PORT: u32 = 13;
+    pub(crate) const TYPE_INTERFACE: u32 = 41;
 
     /// `NFTNL_UDATA_SET_COMMENT` of libnftnl.
     pub(crate) const USERDATA_COMMENT: u8 = 7;

@@ -107,7 +107,7 @@ impl ProbeSets {
         for set in self.names() {
             let member = |Element { key, comment, .. }| match key {
                 Key::Address(ip) => Some(SetMember { ip, uid: comment }),
-                Key::Prefix(_) | Key::Endpoint(_) => None,
+                Key::Prefix(_) | Key::Endpoint(_) | Key::Arrival(_) => None,
             };
             all.extend(self.sets.list(&set)?.into_iter().filter_map(member));
         }

@@ -49,7 +49,7 @@ struct Lab {
     _listeners: Vec<Listeners>,
 }
 
-fn link(node: &TestNetns, other: &TestNetns, name: &str, addresses: [&str; 2], routes: &[&str]) {
+pub(crate) fn link(node: &TestNetns, other: &TestNetns, name: &str, addresses: [&str; 2], routes: &[&str]) {
     let path = other.path().display();
     node.ip(&[format!("link add {name} type veth peer name eth0 netns {path}")]).unwrap();
     node.ip(&[format!("address add {} dev {name}", addresses[0]), format!("link set {name} up")]).unwrap();
@@ -317,7 +317,7 @@ fn a_connection_that_is_denied_now_ends_or_goes_on_by_the_setting() {
 }
 
 /// Sends a datagram as a frame of its own making: no rule of the pod's sees it. The words are the gateway's hardware address and the source.
-const FRAME: &str = "
+pub(crate) const FRAME: &str = "
 import socket, struct, sys
 def checksum(data):
     total = sum(struct.unpack('!%dH' % (len(data) // 2), data))

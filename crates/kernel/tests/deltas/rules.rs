@@ -21,6 +21,9 @@ fn other_key(set: &Set) -> Key {
         KeyType::Prefix(Family::V6) => net("2001:db8::/32"),
         KeyType::Endpoint(Family::V4) => endpoint(ip("192.0.2.7"), Protocol::Udp, 53),
         KeyType::Endpoint(Family::V6) => endpoint(ip("2001:db8::7"), Protocol::Udp, 53),
+        KeyType::Arrival(family) => {
+            ruleset::ArrivalKey { family, name: ruleset::InterfaceName::new("nowhere0").unwrap() }.into()
+        }
     }
 }
 

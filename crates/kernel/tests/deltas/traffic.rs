@@ -82,6 +82,7 @@ fn keys_of(lab: &Lab, keys: KeyType, random: &mut Random) -> Key {
             ipnet::IpNet::new(address, whole.prefix_len() - cut).unwrap().into()
         }
         KeyType::Endpoint(_) => endpoint(address, attempt.protocol, attempt.port),
+        KeyType::Arrival(_) => unreachable!("no set of interfaces is among them"),
     }
 }
 

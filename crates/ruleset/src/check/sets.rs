@@ -41,6 +41,9 @@ fn problem(table: &Table, set: &Set) -> Option<&'static str> {
     if set.is_map() && matches!(set.keys, KeyType::Prefix(_)) {
         return Some("a verdict map of prefixes, of which two that overlap could lead to two verdicts");
     }
+    if !set.is_map() && matches!(set.keys, KeyType::Arrival(_)) {
+        return Some("a plain set of interfaces, which ipset lacks");
+    }
     let mut keys = HashSet::new();
     for element in set.fixed_elements() {
         if !set.keys.takes(&element.key) {

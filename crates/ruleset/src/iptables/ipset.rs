@@ -18,7 +18,8 @@ pub fn room(elements: usize) -> usize {
 #[must_use]
 pub fn type_name(keys: KeyType) -> &'static str {
     match keys {
-        KeyType::Address(_) => "hash:ip",
+        // Of interfaces there are only verdict maps, which ipset lacks.
+        KeyType::Address(_) | KeyType::Arrival(_) => "hash:ip",
         KeyType::Prefix(_) => "hash:net",
         KeyType::Endpoint(_) => "hash:ip,port",
     }
@@ -68,6 +69,7 @@ fn render_element(set: &Set, element: &Element) -> Vec<String> {
     let line = |key: Key| {
         let key = match key {
             Key::Address(address) => address.to_string(),
+            Key::Arrival(key) => key.name.to_string(),
             Key::Prefix(net) => net.to_string(),
             Key::Endpoint(to) => format!("{},{}:{}", to.address, to.protocol.name(), to.port),
         };

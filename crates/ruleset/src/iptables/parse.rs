@@ -113,7 +113,7 @@ fn canonical_ports(ports: &Ports, not: bool) -> (Ports, bool) {
 /// does.
 fn canonical_keys(keys: KeyType) -> KeyType {
     match keys {
-        KeyType::Address(_) | KeyType::Prefix(_) => KeyType::Address(Family::V4),
+        KeyType::Address(_) | KeyType::Prefix(_) | KeyType::Arrival(_) => KeyType::Address(Family::V4),
         KeyType::Endpoint(_) => KeyType::Endpoint(Family::V4),
     }
 }

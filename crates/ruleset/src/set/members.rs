@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{Content, Element, Key, KeyType, MapVerdict, Set, SetDelta, Side, TransportAddress};
+use super::{
+    ArrivalKey, Content, Element, InterfaceName, Key, KeyType, MapVerdict, Set, SetDelta, Side,
+    TransportAddress,
+};
 use crate::eval::Packet;
 
 /// Who knows the members of kept sets. Fixed ones are in the plan, and are not asked for.
@@ -86,10 +89,16 @@ impl Set {
             Side::Source => (packet.source, packet.source_port),
             Side::Destination => (packet.destination, packet.destination_port),
         };
-        (packet.family() == self.family()).then_some(match self.keys {
+        if packet.family() != self.family() {
+            return None;
+        }
+        Some(match self.keys {
             KeyType::Address(_) | KeyType::Prefix(_) => Key::Address(address),
             KeyType::Endpoint(_) => {
                 Key::Endpoint(TransportAddress { address, protocol: packet.protocol, port })
+            }
+            KeyType::Arrival(family) => {
+                ArrivalKey { family, name: InterfaceName::new(&packet.in_interface)? }.into()
             }
         })
     }
