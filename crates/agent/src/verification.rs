@@ -39,6 +39,9 @@ pub(crate) use watch::NetnsWatch;
 /// What a call of a mode comes to, later.
 pub(crate) type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// What is done inside of a pod's namespace, without waiting for anybody.
+pub(crate) type ActAtOnce = Box<dyn FnOnce(&Inside) + Send>;
+
 /// A mode whose pods are verified.
 pub(crate) trait VerifiedMode: Send + Sync {
     /// Every pod of the node that should be captured in this mode, each exactly once: what is wanted, whatever was done. It must not wait.
@@ -54,6 +57,11 @@ pub(crate) trait VerifiedMode: Send + Sync {
     /// one. It says so once.
     fn is_superseded(&self, _pod: &PodRef, _inside: &Inside) -> bool {
         false
+    }
+
+    /// Somebody else changes rules of the pod just now: what cannot wait until that is quiet, to be done inside of its namespace.
+    fn at_once(&self, _pod: &PodRef) -> Option<ActAtOnce> {
+        None
     }
 
     /// Looks at what else it wants to know of a namespace that is as planned, inside of it. `rules` is what all its rules were then, where the kernel

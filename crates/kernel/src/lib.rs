@@ -29,7 +29,7 @@ pub mod watch;
 pub use apply::{Applied, Choice, Incomplete, Kernel};
 pub use netlink::Error as NetlinkError;
 use netns::Inside;
-pub use order::Neighbours;
+pub use order::{Neighbours, give_way};
 pub use record::Record;
 use ruleset::listed;
 use ruleset::{Backend, Ruleset};

@@ -10,6 +10,7 @@
 //! are, and made anew, in the same transaction. Only a set that is of another type than planned goes, with its elements.
 
 mod batch;
+pub(crate) mod behind;
 mod content;
 mod counts;
 mod error;

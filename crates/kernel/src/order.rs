@@ -69,6 +69,16 @@ impl Kernel<'_> {
     }
 }
 
+/// Puts rules of ours behind those of others where iptables-nft translates what comes in, in a millisecond: whoever comes later to a chain of iptables is
+/// behind ours, and in nf_tables would be before. The plan of a pod that translates can follow after that. What legacy iptables has is left: nobody hears
+/// when it changes. Whether there was something to do.
+///
+/// # Errors
+/// The kernel refused; the rules are where they were.
+pub fn give_way(inside: &Inside, owners: &[Ruleset]) -> Result<bool, Error> {
+    Ok(nft::behind::put_behind(inside, owners)?)
+}
+
 fn places(layer: &Ruleset) -> impl Iterator<Item = AttachPoint> {
     let families = if layer.ipv6 { Families::Both } else { Families::Only(Family::V4) };
     layer.tables.iter().flat_map(move |table| {

@@ -3,6 +3,7 @@
 
 mod agenda;
 mod culprit;
+mod haste;
 mod ledger;
 mod relapse;
 mod schedule;
@@ -10,6 +11,7 @@ mod state;
 
 pub use agenda::Agenda;
 pub use culprit::Culprit;
+pub use haste::Haste;
 pub use ledger::Ledger;
 pub use relapse::{Permit, Relapses};
 pub use schedule::{Due, Schedule};

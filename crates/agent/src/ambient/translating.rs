@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use capture::ambient::{NodeOptions, PodOptions, no_rules, plan_pod, plan_translating_pod};
+use kernel::give_way;
 use kernel::observed::others_translate;
 use netns::Inside;
 use ruleset::{Backend, Plan};
@@ -15,6 +16,7 @@ use super::Ambient;
 use super::failure::AmbientFailure;
 use super::members::Member;
 use super::ports::Disk as _;
+use crate::verification::ActAtOnce;
 
 /// Makes a pod's plan inside of its namespace.
 pub(super) struct PodPlanner {
@@ -112,9 +114,34 @@ impl Ambient {
         is_news
     }
 
+    /// Lets a pod's own translation work from the moment in which its rule comes, until rules of the other plan are loaded: in iptables that is behind
+    /// ours.
+    pub(super) fn give_way(&self, member: &Member) -> Option<ActAtOnce> {
+        let planner = self.planner(member).ok()?;
+        let is_behind = planner.backend == Backend::Iptables
+            && !planner.translated
+            && !planner.options.ingress
+            && !planner.one_step.load(Ordering::Relaxed);
+        let (log, key) = (self.log.clone(), member.key.clone());
+        let act = move |inside: &Inside| match give_way(inside, &[no_rules()]) {
+            Ok(false) => {}
+            Ok(true) => {
+                log.info(
+                    "the pod begins to translate destinations itself: its rules come first",
+                    &[("pod", &key)],
+                );
+            }
+            Err(error) => log.debug(&error, &[("pod", &key)]),
+        };
+        is_behind.then(|| Box::new(act) as ActAtOnce)
+    }
+
     /// Nothing where it cannot be asked.
     fn seen_to_translate(&self, inside: &Inside, member: &Member) -> Option<bool> {
         let now = self.planner(member).ok()?.seen_to_translate(inside)?;
+        if now && let Some(act) = self.give_way(member) {
+            act(inside);
+        }
         if now != member.translates_now {
             self.pods.members.change(&member.key.uid, |member| member.translates_now = now);
         }

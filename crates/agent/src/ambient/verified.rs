@@ -21,7 +21,8 @@ use super::members::{Member, MemberState};
 use super::translating::pod_plan;
 use crate::backends::Backends;
 use crate::verification::{
-    Comparison, ExpectedPod, FoundBy, Later, RepairFailure, RepairResult, VerificationTarget, VerifiedMode,
+    ActAtOnce, Comparison, ExpectedPod, FoundBy, Later, RepairFailure, RepairResult, VerificationTarget,
+    VerifiedMode,
 };
 
 /// Where ztunnel listens in a pod's namespace.
@@ -95,6 +96,11 @@ impl VerifiedMode for Ambient {
             let is_there = member.netns.as_ref().is_some_and(|netns| netns.id() == inside.id());
             is_there && member.is_verified() && self.begins_or_ends_to_translate(inside, &member)
         })
+    }
+
+    fn at_once(&self, pod: &PodRef) -> Option<ActAtOnce> {
+        let member = self.pods.members.get(&pod.uid).filter(Member::is_verified)?;
+        self.give_way(&member)
     }
 
     fn inspect(&self, pod: &PodRef, inside: &Inside, plan: &Arc<Plan>, rules: Option<&Fingerprint>) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ::verification::{Culprit, Drifted, Permit, Relapses, UnverifiableReason, VerificationState};
+use ::verification::{Culprit, Drifted, Haste, Permit, Relapses, UnverifiableReason, VerificationState};
 use facts::PodRef;
 use kernel::Difference;
 use ruleset::Backend;
@@ -44,6 +44,8 @@ pub(super) struct VerifiedSandbox {
     /// Who committed last.
     pub(super) writer: Option<Culprit>,
     relapses: BTreeMap<Drifted, Relapses>,
+    /// Of what is done before it is quiet.
+    pub(super) haste: Haste,
     pub(super) known: Known,
 }
 
@@ -111,6 +113,7 @@ impl VerifiedSandbox {
             full: None,
             writer: None,
             relapses: BTreeMap::new(),
+            haste: Haste::default(),
             known: Known::default(),
         }
     }

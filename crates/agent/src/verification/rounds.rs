@@ -16,10 +16,13 @@ use super::identity::{NetnsIdentity, identity};
 use super::verifier::PodVerifier;
 use super::watch::NetnsWatch;
 use super::{ExpectedPod, culprit};
+use crate::slots::Task;
 use metrics::Metrics;
 
 /// Changes of pods within this time are looked at once.
 const TOGETHER: Duration = Duration::from_millis(20);
+/// So many new pods are looked at at once: until then nobody hears of changes there.
+const FEW: usize = 4;
 /// A pod on which work is under way is looked at again after this time.
 const AT_WORK: Duration = Duration::from_millis(200);
 /// Descriptors that are left to the rest of the agent when namespaces are watched: connections, watches, and a namespace for each pod.
@@ -174,7 +177,7 @@ impl PodVerifier {
         if noticed.lost {
             self.parts.metrics.verification_events_lost();
         }
-        sandboxes.change(number, |entry| {
+        let act = sandboxes.change(number, |entry| {
             let is_at_work = entry.mode.is_at_work(&entry.pod.uid);
             let is_certain = !is_at_work || entry.tells_ours();
             let is_foreign = noticed.commits.iter().any(|commit| !commit.is_own());
@@ -188,7 +191,19 @@ impl PodVerifier {
                 true => entry.full = None,
                 false => {}
             }
+            let may_act = is_foreign && !is_at_work && self.policy.leaves().is_none();
+            let act = if may_act { entry.mode.at_once(&entry.pod) } else { None };
+            let act = act.filter(|_| entry.haste.take(now))?;
+            Some((entry.pod.clone(), entry.target.netns.clone(), act))
         });
+        drop(sandboxes);
+        if let Some((pod, netns, act)) = act.flatten() {
+            let slots = self.parts.slots.clone();
+            // What it does not come to is done when it is quiet.
+            tokio::spawn(async move {
+                let _ = slots.run(&pod, Task::Program, move || netns.enter(act)).await;
+            });
+        }
     }
 
     /// Notes who of others committed last.
@@ -263,7 +278,7 @@ impl PodVerifier {
         let expected = self.expected();
         let now = self.now();
         let mut sandboxes = self.sandboxes();
-        let (mut stay, mut starting) = (HashSet::new(), HashSet::new());
+        let (mut stay, mut starting, mut new) = (HashSet::new(), HashSet::new(), Vec::new());
         for (mode, ExpectedPod { pod, target, .. }) in expected {
             match target {
                 Ok(target) => {
@@ -273,12 +288,7 @@ impl PodVerifier {
                         Some(number) => {
                             sandboxes.change(number, |entry| entry.retarget(target, now));
                         }
-                        None => {
-                            let tick = self.first(&pod, now);
-                            let watched = self.may_watch(sandboxes.entries.len());
-                            let entry = VerifiedSandbox::new(pod, mode, target, tick, watched);
-                            sandboxes.insert(entry);
-                        }
+                        None => new.push((pod, mode, target)),
                     }
                 }
                 Err(VerificationState::Starting) => {
@@ -287,6 +297,12 @@ impl PodVerifier {
                 }
                 Err(_) => {}
             }
+        }
+        let is_burst = new.len() > FEW;
+        for (pod, mode, target) in new {
+            let tick = if is_burst { self.first(&pod, now) } else { now };
+            let watched = self.may_watch(sandboxes.entries.len());
+            sandboxes.insert(VerifiedSandbox::new(pod, mode, target, tick, watched));
         }
         sandboxes.starting.retain(|uid, _| starting.contains(uid));
         let gone = sandboxes.retain(&stay);
@@ -300,7 +316,7 @@ impl PodVerifier {
         }
     }
 
-    /// When a new sandbox is looked at first. Those that are there when the agent starts are spread, and the others are looked at now.
+    /// When one of many new sandboxes is looked at first: those that are there when the agent starts are spread, and later ones are looked at now.
     fn first(&self, pod: &PodRef, now: Duration) -> Duration {
         self.policy.schedule().first(&pod.uid).max(now)
     }

@@ -112,6 +112,11 @@ impl MessageWriter {
         self.close(start);
     }
 
+    /// Attributes as they came, in one.
+    pub(crate) fn nested_as_is(&mut self, kind: u16, attributes: &[u8]) {
+        self.nest(kind, |w| w.bytes.extend_from_slice(attributes));
+    }
+
     fn open(&mut self, kind: u16) -> usize {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);

@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use capture::ambient::{INBOUND_PORT, NodeOptions, PodOptions, no_rules, plan_pod, plan_translating_pod};
+use kernel::iptables::Variant;
 use kernel::observed::others_translate;
-use kernel::{Change, Difference};
+use kernel::{Change, Difference, give_way};
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Families, Pod, TestNetns};
 
@@ -53,6 +54,55 @@ fn is_captured_but_for_its_own(pod: &Pod, what: &str) {
         reaches(pod, (own, APP), INBOUND_PORT, what);
         reaches(pod, (own, OWN), INBOUND_PORT, what);
     }
+}
+
+/// Behind the rules of others, which are untouched, before the programs of iptables have come to load the other plan.
+#[test]
+fn rules_of_ours_give_way_at_once_to_a_translation_that_comes_later() {
+    let way = Way::Iptables(Variant::Nft);
+    let (node, options) = (NodeOptions::default(), PodOptions::default());
+    let pod = Pod::new(Families::Dual).unwrap();
+    pod.ip(&[format!("address add {SECOND}/32 dev lo"), format!("address add {SECOND_V6}/128 dev lo")])
+        .unwrap();
+    let routes = [(SECOND, Pod::V4), (SECOND_V6, Pod::V6)];
+    pod.peer().ip(&routes.map(|(to, by)| format!("route add {to} via {by}"))).unwrap();
+    let _there = Listeners::start(&pod, [INBOUND_PORT, APP].map(Listener::tcp)).unwrap();
+    let gives_way = || pod.enter(|inside| give_way(inside, &[no_rules()])).unwrap().unwrap();
+    assert!(!gives_way(), "there is no rule of ours");
+    let plan = plan_pod(&node, &options, way.backend());
+    way.apply(&pod, &plan).unwrap();
+    assert!(!gives_way(), "there is no rule of others");
+    translate(way, &pod, "-I");
+    assert!(!gives_way(), "it is before ours");
+    translate(way, &pod, "-A");
+    for second in [SECOND, SECOND_V6] {
+        reaches(&pod, (second.parse().unwrap(), 443), APP, "inserted before");
+    }
+    translate(way, &pod, "-D");
+    for second in [SECOND, SECOND_V6] {
+        reaches(&pod, (second.parse().unwrap(), 443), INBOUND_PORT, "appended");
+    }
+    let sorted = |text: String| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let before = sorted(crate::support::state(&pod));
+    let began = std::time::Instant::now();
+    assert!(gives_way());
+    println!("rules of ours gave way within {:?}", began.elapsed());
+    assert_eq!(sorted(crate::support::state(&pod)), before, "the same rules are there");
+    assert!(!gives_way());
+    for second in [SECOND, SECOND_V6] {
+        let second: IpAddr = second.parse().unwrap();
+        reaches(&pod, (second, 443), APP, "after ours gave way");
+        reaches(&pod, (second, 80), INBOUND_PORT, "after ours gave way");
+    }
+    assert_eq!(way.observe(&pod, &plan), [], "it is the plan still");
+    way.apply(&pod, &plan_translating_pod(&node, &options, way.backend())).unwrap();
+    is_captured_but_for_its_own(&pod, "by the plan of a pod that translates");
+    translate(way, &pod, "-A");
+    assert!(!gives_way(), "rules before and behind those of others stay there");
 }
 
 #[test]

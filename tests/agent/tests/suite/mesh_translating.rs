@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use testkit::mesh::{MODE, Mesh, MeshPod};
@@ -143,6 +144,17 @@ fn works_whoever_came_first(nft: &str) {
     assert_eq!(new.reached("100.64.0.5:443").unwrap(), Some(ZTUNNEL));
     verify(&mesh);
     new.translate("-A");
+    let began = Instant::now();
+    eventually("the translation works", PATIENCE, || {
+        ensure!(new.reached("100.64.0.5:443")? == Some(APP));
+        Ok(())
+    })
+    .unwrap();
+    println!("the pod's own translation works after {:?}", began.elapsed());
+    if nft == "false" {
+        // Before programs of iptables have loaded another plan.
+        assert!(agent.log().text().contains("its rules come first"), "{}", agent.log().text());
+    }
     eventually("the new pod's rules follow", PATIENCE, || {
         new.is_captured_but_for_its_own()?;
         ensure!(new.has_two_steps());
