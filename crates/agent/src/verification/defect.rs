@@ -15,6 +15,15 @@ impl PodVerifier {
         done.inspect_err(|_| self.panicked(number, layer)).ok()
     }
 
+    /// Takes up what is expected. Where that panics the pods that are known are verified as before, and the next change or round tries again.
+    pub(super) fn synchronize_guarded(&self) {
+        if catch_unwind(AssertUnwindSafe(|| self.synchronize())).is_err() {
+            self.parts.metrics.verified(Layer::Full, "error", Duration::ZERO);
+            let text = "it was looked which pods are expected, and that has panicked; those that are known are verified; this is a defect, please report it";
+            self.parts.log.error(text, &[]);
+        }
+    }
+
     /// A look at a pod panicked, and so did not end as others do.
     pub(super) fn panicked(&self, number: u64, layer: Layer) {
         let reason = UnverifiableReason::Kernel;

@@ -59,7 +59,7 @@ impl PodVerifier {
             }
             if sync.is_some_and(|at| at <= self.now()) {
                 sync = None;
-                self.synchronize();
+                self.synchronize_guarded();
             }
             let due = self.sandboxes().agenda.take_due(self.now());
             for number in due {

@@ -105,11 +105,15 @@ impl PodVerifier {
             opened: false,
         });
         let result = match &found.comparison {
-            Comparison::Equal => "equal",
-            Comparison::Differs(_) | Comparison::Moved | Comparison::Superseded => "drift",
-            Comparison::Failed { .. } => "error",
+            Comparison::Equal => Some("equal"),
+            Comparison::Differs(_) | Comparison::Moved => Some("drift"),
+            // Nothing was compared.
+            Comparison::Superseded => None,
+            Comparison::Failed { .. } => Some("error"),
         };
-        self.parts.metrics.verified(layer, result, began.elapsed());
+        if let Some(result) = result {
+            self.parts.metrics.verified(layer, result, began.elapsed());
+        }
         self.conflicts(&pod.uid, errors.load(Ordering::Relaxed));
         if found.opened {
             self.wait_for_events(number, &kept);

@@ -27,6 +27,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// Where the mode panics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
+    /// When it is asked which pods are expected, which is of none.
+    Expected,
     /// On the task that begins the looks at all pods.
     Begin,
     /// In the pod's namespace, where whoever compares has its sockets.
@@ -60,6 +62,7 @@ impl Mode {
 
 impl VerifiedMode for Mode {
     fn expected(&self) -> Vec<ExpectedPod> {
+        self.is_at(Place::Expected, "");
         self.pods.clone()
     }
 
@@ -208,5 +211,14 @@ async fn wherever_a_look_panics_its_pod_is_not_verified_and_is_looked_at_again()
         mode.set(None);
         until("it is as usual", || is(uid, usual)).await;
     }
+    let equal = || sum(&metrics, "istio_cni_verifications_total", r#"result="equal""#);
+    let before = errors(&metrics);
+    mode.set(Some((Place::Expected, "")));
+    until("it is asked again and again", || *mode.times.lock().unwrap() > 2).await;
+    until("it is counted", || errors(&metrics) > before).await;
+    let looks = equal();
+    until("those that are known are looked at all the same", || equal() > looks + 2).await;
+    mode.set(None);
+    assert!(is("right", right) && !task.is_finished());
     task.abort();
 }

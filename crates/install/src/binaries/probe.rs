@@ -1,5 +1,6 @@
 //! Whether a plugin's program runs on this machine: it is asked for its versions, which changes nothing.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -21,11 +22,15 @@ const MAX_ANSWER: usize = 64 * 1024;
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
+const NULL: &str = "/dev/null";
+
 /// A program that does not answer as a CNI plugin.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
     #[error("it cannot be started: {0}{hint}", hint = start_hint(.0))]
     Start(io::Error),
+    #[error("open {NULL}, which it is to have instead of its input and output: {0}")]
+    Null(io::Error),
     #[error("it did not answer within {TIMEOUT:?}")]
     TimedOut,
     #[error("its answer could not be read: {0}")]
@@ -51,7 +56,7 @@ fn start_hint(cause: &io::Error) -> &'static str {
 /// The CNI versions that the program says it supports.
 pub(crate) fn supported_versions(program: &Path) -> Result<Vec<String>, ProbeError> {
     let mut command = Command::new(program);
-    command.env_clear().env("CNI_COMMAND", "VERSION").stdout(Stdio::piped()).stderr(Stdio::null());
+    command.env_clear().env("CNI_COMMAND", "VERSION").stdout(Stdio::piped()).stderr(null()?);
     let answer =
         Value::parse(&ask(command, |child| child.stdout.take())?).map_err(|_| ProbeError::NoVersions)?;
     let Some(Value::Array(versions)) = answer.get("supportedVersions") else {
@@ -68,7 +73,7 @@ pub(crate) fn supported_versions(program: &Path) -> Result<Vec<String>, ProbeErr
 /// hand; upstream's line has the same form as ours.
 pub(crate) fn own_version(program: &Path) -> Result<String, ProbeError> {
     let mut command = Command::new(program);
-    command.env_clear().stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env_clear().stdout(null()?).stderr(Stdio::piped());
     let answer = ask(command, |child| child.stderr.take())?;
     parse_about(&String::from_utf8_lossy(&answer)).ok_or(ProbeError::NoAbout)
 }
@@ -97,7 +102,7 @@ fn ask<P: Read + AsFd>(
 fn start(mut command: Command) -> Result<Child, ProbeError> {
     // No other working directory: for that the standard library takes the way of execvp, which hands to a shell what the kernel does
     // not know as a program.
-    command.process_group(0).stdin(Stdio::null());
+    command.process_group(0).stdin(null()?);
     let mut tries = 0;
     loop {
         match command.spawn() {
@@ -108,6 +113,12 @@ fn start(mut command: Command) -> Result<Child, ProbeError> {
             started => return started.map_err(ProbeError::Start),
         }
     }
+}
+
+/// Opened here, for that a start that fails is the program's: the same error numbers mean something else of it.
+fn null() -> Result<Stdio, ProbeError> {
+    let opened = File::options().read(true).write(true).open(NULL);
+    opened.map(Stdio::from).map_err(ProbeError::Null)
 }
 
 fn converse(
@@ -160,6 +171,14 @@ fn end(child: &mut Child) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_of_a_program_that_does_not_start_it_is_asked_whether_it_may() {
+        let denied = || io::Error::from(Errno::ACCESS);
+        assert!(ProbeError::Start(denied()).to_string().contains("noexec"));
+        let of_null = ProbeError::Null(denied()).to_string();
+        assert!(of_null.contains("/dev/null") && !of_null.contains("noexec"), "{of_null}");
+    }
 
     #[test]
     fn the_version_is_the_last_word_of_a_plugins_own_line() {
