@@ -4,7 +4,7 @@
 //!   object that the agent keeps is written again in the form in which the API gave it.
 //! - [`broken`]: which pods show by their validation container that they are not captured.
 //! - [`PodRef`]: which pod is meant.
-//! - [`namespace`], [`daemonset`], [`node`], [`service`], [`endpointslice`], [`networkpolicy`], [`peer`]: what is kept of other objects, a file for each kind.
+//! - [`namespace`], [`daemonset`], [`node`], [`service`], [`endpointslice`], [`networkpolicy`], [`tenant`], [`peer`]: what is kept of other objects, a file for each kind.
 //! - [`labels`]: labels and what selects by them. [`managers`]: who wrote them.
 //! - [`Facts`]: what is known of a pod, as it goes over the agent's socket and into its directory of last known facts.
 
@@ -23,6 +23,7 @@ pub mod object;
 pub mod peer;
 mod pod_ref;
 pub mod service;
+pub mod tenant;
 
 pub use daemonset::DaemonSet;
 pub use endpointslice::EndpointSlice;
@@ -35,3 +36,4 @@ pub use object::{Object, Unfit};
 pub use peer::Peer;
 pub use pod_ref::PodRef;
 pub use service::Service;
+pub use tenant::{NetworkTenant, TenantGrant};

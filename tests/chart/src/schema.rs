@@ -1,10 +1,14 @@
 //! Objects against the types of Kubernetes' API, strictly: a field that the type does not have is an error.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -23,6 +27,13 @@ pub fn check_fields(object: &Value) -> Result<()> {
         ("v1", "ResourceQuota") => check::<ResourceQuota>(object),
         ("v1", "Service") => check::<Service>(object),
         ("v1", "ServiceAccount") => check::<ServiceAccount>(object),
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy") => {
+            check::<ValidatingAdmissionPolicy>(object)
+        }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
+            check::<ValidatingAdmissionPolicyBinding>(object)
+        }
+        ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => check::<CustomResourceDefinition>(object),
         ("apps/v1", "DaemonSet") => check::<DaemonSet>(object),
         ("networking.k8s.io/v1", "NetworkPolicy") => check::<NetworkPolicy>(object),
         ("rbac.authorization.k8s.io/v1", "ClusterRole") => check::<ClusterRole>(object),

@@ -8,6 +8,7 @@ mod options;
 mod presets;
 mod rbac;
 mod security;
+mod tenants;
 mod uninstall;
 mod values;
 

@@ -35,6 +35,7 @@ const EVERY_LINE: &[&[&str]] = &[
     ],
     &["global.imagePullSecrets={a,b}", "global.logAsJson=true", "podLabels.app=mine", "podAnnotations.a=b"],
     &["resources.limits.memory=64Mi", "daemonSetLabels.team=net", "agent.extraCapabilities={CHOWN}"],
+    &["tenants.enabled=true"],
 ];
 
 fn check(objects: &Objects) {

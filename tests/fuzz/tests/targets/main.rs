@@ -9,5 +9,6 @@ mod json;
 mod manifests;
 mod policies;
 mod prev_result;
+mod tenants;
 mod verdicts;
 mod zds;
