@@ -4,9 +4,11 @@ mod answers;
 mod node_point;
 mod pod_point;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use enforcement::PolicyStanding;
+use enforcement::{PolicyStanding, StartedPod, StartedPods};
+use facts::PodRef;
 use kernel::Change;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -27,6 +29,19 @@ pub(crate) fn standing(health: Arc<Health>) -> Box<dyn Fn(&PolicyStanding) + Sen
             health.pending(HealthPart::Policies, &"not everything that policies go by is listed yet");
         }
         PolicyStanding::Failing(error) => health.pending(HealthPart::Policies, error),
+    })
+}
+
+/// Where plugins leave word of the pods that they start.
+pub(crate) fn started(run_dir: PathBuf) -> StartedPods {
+    Arc::new(move || {
+        let left = applied::policed::all(&run_dir).unwrap_or_default().into_iter();
+        let started = left.filter_map(|sandbox| {
+            let applied::Origin { pod, uid, addresses, .. } = sandbox.origin;
+            let (namespace, name) = pod.split_once('/')?;
+            Some(StartedPod { pod: PodRef { uid, ..PodRef::named(namespace, name) }, addresses })
+        });
+        started.collect()
     })
 }
 

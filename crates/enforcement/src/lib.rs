@@ -31,6 +31,7 @@ use points::Points;
 use state::{FollowStage, PolicySources, PolicyState};
 pub use state::{NotPrepared, PodToPrepare, PreparedPod};
 use world::LocalPods;
+pub use world::StartedPod;
 
 /// Pause before the next try after a failure; each one is twice as long.
 const RETRY: fault::Backoff = fault::Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
@@ -61,6 +62,8 @@ pub struct PolicyParts {
     pub manifests: bool,
     /// Namespaces, and which pods there are.
     pub cluster: Cluster,
+    /// The pods whose addresses plugins left for an agent that starts, those that started last first.
+    pub started: StartedPods,
     /// Makes what enforces policies in the node's network namespace. It is asked again after a panic.
     pub node_point: PointMaker,
     /// The same in those of pods.
@@ -72,6 +75,9 @@ pub struct PolicyParts {
     /// Where lines go.
     pub log: Scope,
 }
+
+/// Looks what plugins left.
+pub type StartedPods = Arc<dyn Fn() -> Vec<StartedPod> + Send + Sync>;
 
 /// Makes a point.
 pub type PointMaker = Box<dyn Fn() -> Box<dyn PolicyPoint> + Send + Sync>;
@@ -185,9 +191,9 @@ impl Policies {
     }
 
     fn state(&self) -> PolicyState {
-        let PolicyParts { config, node, manifests, node_point, pod_point, log, .. } = &*self.parts;
+        let PolicyParts { config, node, manifests, started, node_point, pod_point, log, .. } = &*self.parts;
         let points = Points::new(config.point, node_point(), pod_point(), log.clone());
-        PolicyState::new(self.sources.clone(), LocalPods::new(node, *manifests), points)
+        PolicyState::new(self.sources.clone(), started.clone(), LocalPods::new(node, *manifests), points)
     }
 
     /// Enforces them until it is aborted. To be called once.

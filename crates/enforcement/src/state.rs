@@ -12,6 +12,7 @@ use policy::snapshot::PolicySnapshot;
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
 use tokio::sync::watch;
 
+use super::StartedPods;
 use super::changes::{Changes, Inbox};
 use super::point::{EnforcementPoint, PointError, PointLook};
 use super::points::Points;
@@ -35,6 +36,8 @@ pub(super) struct PolicyState {
     local: LocalPods,
     index: PolicyIndex,
     points: Points,
+    /// What plugins told earlier agents.
+    started: StartedPods,
     stage: FollowStage,
     /// Whether a point has to adopt the index.
     behind: bool,
@@ -90,7 +93,12 @@ pub enum NotPrepared {
 // === impl PolicyState ===
 
 impl PolicyState {
-    pub(super) fn new(sources: Arc<PolicySources>, local: LocalPods, points: Points) -> Self {
+    pub(super) fn new(
+        sources: Arc<PolicySources>,
+        started: StartedPods,
+        local: LocalPods,
+        points: Points,
+    ) -> Self {
         sources.inbox.follow(false);
         Self {
             sources,
@@ -98,6 +106,7 @@ impl PolicyState {
             local,
             index: PolicyIndex::default(),
             points,
+            started,
             stage: FollowStage::Lists,
             behind: true,
             unknown: BTreeSet::new(),
@@ -216,6 +225,9 @@ impl PolicyState {
             self.namespaces.set(name, Some(namespace.clone()));
         }
         let (peers, policies) = (self.sources.peers.read(), self.sources.policies.read());
+        for started in (self.started)() {
+            self.local.started(&started, &peers);
+        }
         let world = world(&peers, &self.local, &self.namespaces);
         let mut index = PolicyIndex::default();
         for (namespace, name, policy) in policies.iter() {

@@ -45,6 +45,15 @@ pub(super) struct LocalPods {
     released: BTreeMap<ObjectKey, Uid>,
 }
 
+/// A pod as a plugin told an earlier agent of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartedPod {
+    /// Which.
+    pub pod: PodRef,
+    /// Its addresses in the cluster's network.
+    pub addresses: Vec<IpAddr>,
+}
+
 /// Namespaces by their labels.
 #[derive(Debug, Default)]
 pub(super) struct LabelledNamespaces {
@@ -201,6 +210,18 @@ impl LocalPods {
         let before = self.prepared.apply(key, uid, facts).and_then(|effect| effect.before);
         touched.extend(before.iter().flat_map(|before| before.addresses.iter()));
         touched
+    }
+
+    /// A plugin told an earlier agent of a pod. Until its watch tells its addresses these are all that is known of them, and without any the pod
+    /// would be taken for one that nobody isolates. Where the watch knows some it knows better: what a plugin left may be old.
+    pub(super) fn started(&mut self, started: &StartedPod, peers: &Peers) {
+        let StartedPod { pod, addresses } = started;
+        let (key, uid) = (key_of(pod), Uid::new(&pod.uid));
+        let Some(view) = peers.get(&key.namespace, &key.name) else { return };
+        let is_same = self.is_local(&view) && !view.uid().differs(uid) && !view.phase().is_terminal();
+        if is_same && view.addresses().is_empty() && self.prepared.get(&key.namespace, &key.name).is_none() {
+            self.prepare(pod, view.labels().collect(), addresses, peers);
+        }
     }
 
     /// A plugin has released the addresses of a pod. Gives them.

@@ -18,12 +18,11 @@ use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::probe::{Listener, Listeners};
 use testkit::relay::Relay;
 use testkit::ztunnel::{Answer, Request, Script};
-use testkit::{Agent, PATIENCE, TestNetns, eventually};
+use testkit::{Agent, PATIENCE, TestNetns, eventually, wires};
 
 use crate::backend::Backend;
 use crate::expectations::{APP, HTTPS, WORLD};
 use crate::removal;
-use crate::wires;
 
 pub(crate) use held::HeldReport;
 use held::{Echo, Held};

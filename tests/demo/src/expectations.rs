@@ -17,7 +17,7 @@ pub(crate) const HTTPS: u16 = 443;
 pub(crate) const MYSQL: u16 = 3306;
 
 /// The rest of the world: addresses for documentation (RFC 5737, RFC 3849).
-pub(crate) const WORLD: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 10));
+pub(crate) const WORLD: IpAddr = IpAddr::V4(testkit::wires::WORLD);
 pub(crate) const WORLD_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10));
 /// One more address of the world, in a range that one pod excludes.
 pub(crate) const PARTNER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));

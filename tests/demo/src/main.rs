@@ -16,7 +16,6 @@ mod pods;
 mod policy;
 mod removal;
 mod show;
-mod wires;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -23,7 +23,7 @@ use testkit::{Agent, PATIENCE, PodCall, PodObject, TestNetns, eventually};
 use crate::backend::Backend;
 use crate::expectations::{APP, INBOUND};
 use crate::removal;
-use crate::wires::{self, GATEWAY, NODE};
+use testkit::wires::{self, GATEWAY, NODE};
 
 /// A packet that is dropped costs the whole of it.
 const DENIED_AFTER: Duration = Duration::from_millis(150);

@@ -36,7 +36,7 @@ pub mod ztunnel;
 pub use cases::at_once;
 pub use namespace::TestNetns;
 pub use node::mesh::{Mesh, MeshPod};
-pub use node::{Agent, Ended, Launch, Log, Metrics, NAME as NODE_NAME, Node, PodCall, looks, mesh};
+pub use node::{Agent, Ended, Launch, Log, Metrics, NAME as NODE_NAME, Node, PodCall, looks, mesh, wires};
 pub use object::PodObject;
 pub use pod::{Families, Interface, Pod, wait_until_up};
 pub use process::Process;

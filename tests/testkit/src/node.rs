@@ -6,6 +6,7 @@ pub mod looks;
 pub mod mesh;
 mod metrics;
 mod pod_call;
+pub mod wires;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};

@@ -1,20 +1,21 @@
 //! Policies in pods' own network namespaces: what [`PodBook`] wants of a pod is loaded where its processes are, and compared at intervals.
 
+mod load;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Queue};
-use enforcement::{PodBook, PodJob, PointError, PointLook, PolicyPoint, SetContent};
+use enforcement::{PodBook, PodJob, PointError, PointLook, PolicyPoint, SetContent, StartedPods};
 use facts::PodRef;
 use fault::{Fault, Retry};
-use kernel::sets::Sets;
-use kernel::{Change, Choice, Kernel};
+use kernel::{Change, Choice};
+use netns::Netns;
 use netns::find::SearchRoots;
-use netns::{Inside, Netns};
-use policy::compile::CompiledPod;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
-use ruleset::{Backend, Plan, Ruleset, SetDelta};
+use ruleset::Backend;
 use telemetry::Scope;
 use tokio::task::JoinError;
 
@@ -25,6 +26,8 @@ use crate::slots::{Slots, Task, UnfinishedAct};
 
 /// On how many pods it is worked at once.
 const PLACES: usize = 4;
+/// How long after the agent's start a pod may have no process yet that a plugin may have guarded. Runtimes start one as soon as the ADD is over.
+const FIRST_PROCESS: Duration = Duration::from_secs(60);
 
 /// What is needed of the agent.
 pub(crate) struct PodPointParts {
@@ -37,6 +40,8 @@ pub(crate) struct PodPointParts {
     pub(crate) most_elements: usize,
     /// Runtime classes that use the kernel's network stack.
     pub(crate) kernel_network_runtime_classes: Vec<String>,
+    /// The pods that a plugin may have guarded before there was an agent.
+    pub(crate) started: StartedPods,
     /// The node's procfs.
     pub(crate) proc_root: PathBuf,
     pub(crate) log: Scope,
@@ -50,6 +55,8 @@ pub(crate) struct PodPointKeeper {
     finder: Finder,
     /// Namespaces that were found.
     places: Mutex<BTreeMap<LocalName, Arc<Netns>>>,
+    /// Pods that may be guarded, and until when their first process is waited for.
+    guarded: Mutex<BTreeMap<LocalName, Instant>>,
 }
 
 /// The point as policies see it: what is done is done by [`PodPointKeeper`], a moment later.
@@ -71,6 +78,9 @@ pub(crate) enum PodPointFailure {
     /// It is not found.
     #[error(transparent)]
     Find(#[from] FindFailure),
+    /// Nothing of it runs yet, and the plugin may have left a guard.
+    #[error("no process of the pod is there yet; until then it may be isolated")]
+    NotYet,
     /// It is another pod's by now.
     #[error("{0}")]
     Foreign(#[from] netns::find::NotThePods),
@@ -120,6 +130,9 @@ impl PolicyPoint for PodPolicyPoint {
             for pod in self.keeper.parts.cluster.index().pods().filter(|pod| !pod.host_network()) {
                 book.look_at(LocalName { namespace: pod.namespace().into(), name: pod.name().into() });
             }
+            let until = Instant::now() + FIRST_PROCESS;
+            let started = (self.keeper.parts.started)();
+            self.keeper.guarded().extend(started.into_iter().map(|started| (name_of(&started.pod), until)));
         }
         let touched = book.adopt(index, node, pods);
         drop(book);
@@ -159,6 +172,7 @@ impl PodPointKeeper {
             queue: Queue::new(),
             finder: Finder::default(),
             places: Mutex::default(),
+            guarded: Mutex::default(),
         })
     }
 
@@ -173,6 +187,10 @@ impl PodPointKeeper {
 
     fn places(&self) -> MutexGuard<'_, BTreeMap<LocalName, Arc<Netns>>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn guarded(&self) -> MutexGuard<'_, BTreeMap<LocalName, Instant>> {
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn host(&self) -> Result<Netns, netns::Error> {
@@ -215,6 +233,9 @@ impl PodPointKeeper {
             Ok(found) => found,
             // Nothing runs there, so there is nothing to remove.
             Err(PodPointFailure::Find(FindFailure::Missing(_))) if job.rules.is_none() => {
+                if self.guarded().get(name).is_some_and(|until| Instant::now() < *until) {
+                    return Err(PodPointFailure::NotYet);
+                }
                 self.book().done(name, &job);
                 return Ok(());
             }
@@ -227,11 +248,12 @@ impl PodPointKeeper {
         let doing = job.clone();
         let load = move || -> Result<Change, PodPointFailure> {
             netns::find::belongs_to(&netns, roots.host, &addresses, &finder::addresses)?;
-            netns.enter(|inside| load(inside, backends.kernel(), backend, &doing))?
+            netns.enter(|inside| load::load(inside, backends.kernel(), backend, &doing))?
         };
         let change = self.parts.slots.run(&pod.pod_ref(), Task::Program, load).await??;
         self.parts.backends.log_warnings(&self.parts.log);
         self.book().done(name, &job);
+        self.guarded().remove(name);
         let key = pod.pod_ref();
         if job.is_whole && change == Change::Replaced {
             self.parts.log.info(
@@ -259,7 +281,7 @@ impl Reconcile for PodPointKeeper {
     }
 
     async fn reconcile(&self, pod: &PodRef, _: u32) -> Result<(), PodPointFailure> {
-        self.work_on(&LocalName { namespace: (*pod.namespace).into(), name: (*pod.name).into() }).await
+        self.work_on(&name_of(pod)).await
     }
 
     fn succeeded(&self, pod: &PodRef) {
@@ -267,6 +289,9 @@ impl Reconcile for PodPointKeeper {
     }
 
     async fn failed(&self, pod: &PodRef, failure: &PodPointFailure, _: u32) {
+        if matches!(failure, PodPointFailure::NotYet) {
+            return;
+        }
         let text = "a pod does not have the rules of its policies";
         self.parts.log.warn(text, &[("pod", pod), ("error", &fault::chain(failure))]);
     }
@@ -277,6 +302,10 @@ impl Reconcile for PodPointKeeper {
             &[("error", &error)],
         );
     }
+}
+
+fn name_of(pod: &PodRef) -> LocalName {
+    LocalName { namespace: (*pod.namespace).into(), name: (*pod.name).into() }
 }
 
 /// Whether the node's kernel lacks what rules in nf_tables need.
@@ -293,102 +322,6 @@ fn too_many(job: &PodJob, most: usize) -> Option<usize> {
         SetContent::Changes(_) => None,
     });
     Some(whole.sum()).filter(|found| *found > most)
-}
-
-/// Does a job: what is new comes into the sets, then the rules change in one transaction, then what is not wanted any more leaves the sets.
-fn load(
-    inside: &Inside,
-    kernel: Kernel<'_>,
-    backend: Backend,
-    job: &PodJob,
-) -> Result<Change, PodPointFailure> {
-    let Some(compiled) = &job.rules else { return unload(inside, kernel, backend, job) };
-    let setup = |rules: &Ruleset| {
-        let plan = |backend| Plan::of_layer(backend, rules.clone());
-        kernel.apply(inside, Choice::Only(backend), plan).map(|applied| applied.rules)
-    };
-    let mut sets = Sets::open(inside, backend, &compiled.rules)?;
-    sets.prepare()?;
-    let is_other = job.before.as_ref().is_none_or(|before| before.rules != compiled.rules);
-    let mut change = Change::None;
-    if backend == Backend::Nftables && is_other {
-        // The rules before with the sets of both: a packet that both allow meets no empty set.
-        let first = job
-            .before
-            .as_ref()
-            .map_or_else(|| compiled.rules.clone(), |before| with_sets_of(before, compiled));
-        change = setup(&first)?;
-    }
-    let (mut gains, mut loses) = (Vec::new(), Vec::new());
-    for set in &job.sets {
-        let delta = match &set.content {
-            SetContent::Changes(delta) => delta.clone(),
-            SetContent::Whole(all) => SetDelta::between(&sets.list(&set.name)?, all),
-        };
-        let (mut more, mut less) = (SetDelta::default(), SetDelta::default());
-        delta.added().for_each(|element| more.add(element));
-        delta.removed().for_each(|key| less.remove(key));
-        gains.push((set.name.as_str(), more));
-        loses.push((set.name.as_str(), less));
-    }
-    let mut count = change_sets(&mut sets, &gains)?;
-    if is_other {
-        let last = setup(&compiled.rules)?;
-        change = if change == Change::None { last } else { change };
-        if let Some(before) = &job.before {
-            Sets::open(inside, backend, &sets_beside(before, compiled))?.destroy()?;
-        }
-    }
-    count += change_sets(&mut sets, &loses)?;
-    let has_repaired = job.is_whole && job.before.is_none() && change == Change::None && count > 0;
-    Ok(if has_repaired { Change::Replaced } else { change })
-}
-
-/// How many elements are other than before.
-fn change_sets(sets: &mut Sets, changes: &[(&str, SetDelta)]) -> Result<usize, PodPointFailure> {
-    let changes: Vec<(&str, &SetDelta)> =
-        changes.iter().filter(|(_, delta)| !delta.is_empty()).map(|(name, delta)| (*name, delta)).collect();
-    if changes.is_empty() {
-        return Ok(0);
-    }
-    Ok(sets.change(&changes)?.count())
-}
-
-fn unload(
-    inside: &Inside,
-    kernel: Kernel<'_>,
-    backend: Backend,
-    job: &PodJob,
-) -> Result<Change, PodPointFailure> {
-    // In iptables a rule of ours is known by a chain of ours that it leads to, or by the plan.
-    let rules = job.before.as_ref().map_or_else(policy::guard::no_rules, |before| before.rules.clone());
-    let plan = Plan::of_layer(backend, rules);
-    let change = kernel.cleanup(inside, &plan)?;
-    if let Some(before) = &job.before {
-        Sets::open(inside, backend, &before.rules)?.destroy()?;
-    }
-    Ok(change)
-}
-
-/// The rules before, with the sets of those that follow beside their own.
-fn with_sets_of(before: &CompiledPod, next: &CompiledPod) -> Ruleset {
-    let mut rules = before.rules.clone();
-    for table in &mut rules.tables {
-        let more =
-            next.rules.tables.iter().filter(|other| other.kind == table.kind).flat_map(|other| &other.sets);
-        let more: Vec<_> =
-            more.filter(|set| table.sets.iter().all(|own| own.name != set.name)).cloned().collect();
-        table.sets.extend(more);
-    }
-    rules
-}
-
-/// The rules before, with those of their sets that the ones that follow do not have.
-fn sets_beside(before: &CompiledPod, next: &CompiledPod) -> Ruleset {
-    let mut rules = before.rules.clone();
-    let has = |name: &str| next.rules.tables.iter().flat_map(|table| &table.sets).any(|set| set.name == name);
-    rules.tables.iter_mut().for_each(|table| table.sets.retain(|set| !has(&set.name)));
-    rules
 }
 
 fn pod_of(name: &LocalName) -> PodRef {

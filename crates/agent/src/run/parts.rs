@@ -14,7 +14,9 @@ use crate::conflicts::{ConflictParts, Conflicts};
 use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
-use crate::policy::{NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, node_settings, standing};
+use crate::policy::{
+    NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, node_settings, standing, started,
+};
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
 use crate::verification::{PodVerifier, VerifierParts};
@@ -97,6 +99,7 @@ impl SharedParts<'_> {
             choice: self.config.choice,
             most_elements: policy.pod_point_max,
             kernel_network_runtime_classes: self.config.kernel_network_runtime_classes.clone(),
+            started: started(self.config.run_dir.clone()),
             proc_root: self.config.proc_root.clone(),
             log: log.clone(),
         });
@@ -106,6 +109,7 @@ impl SharedParts<'_> {
             node: self.config.node.clone(),
             manifests: matches!(self.config.pods, PodsOrigin::Manifests { .. }),
             cluster: self.cluster.clone(),
+            started: started(self.config.run_dir.clone()),
             node_point: Box::new(node_point),
             pod_point: Box::new(move || Box::new(PodPolicyPoint::new(pod_point.clone()))),
             disturbed,

@@ -107,6 +107,30 @@ fn a_pod_of_the_same_name_is_another_one() {
 }
 
 #[test]
+fn what_plugins_told_an_earlier_agent_counts_until_the_watch_knows_an_address() {
+    let mut setup = Setup::new();
+    for (name, node, address) in [("a", "n1", ""), ("known", "n1", "10.0.0.9"), ("elsewhere", "n2", "")] {
+        setup.watched(name, "1", peer(node, address, 1));
+    }
+    let all = [
+        ("a", "1", 1),
+        ("a", "1", 2),
+        ("known", "1", 3),
+        ("elsewhere", "1", 4),
+        ("gone", "1", 5),
+        ("a", "0", 6),
+    ];
+    for (name, uid, last) in all {
+        let started = StartedPod { pod: pod(name, uid), addresses: vec![[10, 0, 0, last].into()] };
+        setup.local.started(&started, &setup.peers);
+    }
+    let whose: Vec<String> = (1..=6).map(|last| setup.whose(&format!("10.0.0.{last}"))).collect();
+    assert_eq!(whose, ["a", "", "", "", "", ""], "the last sandbox of each pod that is here still");
+    setup.watched("a", "1", peer("n1", "10.0.0.1", 1));
+    assert_eq!((setup.whose("10.0.0.1").as_str(), setup.local.prepared.len()), ("a", 0));
+}
+
+#[test]
 fn namespaces_are_found_by_a_label() {
     let mut namespaces = LabelledNamespaces::default();
     let labelled = |team: &str| {

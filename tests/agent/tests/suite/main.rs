@@ -40,6 +40,7 @@ mod mesh_waiting;
 mod neighbours;
 mod policies;
 mod policy_pods;
+mod policy_storm;
 mod reboot;
 mod repair;
 mod repair_rights;

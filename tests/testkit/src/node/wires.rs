@@ -1,4 +1,4 @@
-//! The network of a node in ambient mode: pods and the rest of the world, each at the end of a cable.
+//! The network of a node: pods and the rest of the world, each at the end of a cable.
 //!
 //! ```text
 //!   [ pod ] ── veth ── [ node ] ── veth ── [ world ]
@@ -6,22 +6,22 @@
 
 use std::net::Ipv4Addr;
 
+use super::mesh::{Mesh, MeshPod};
+use crate::{TestNetns, wait_until_up};
 use anyhow::Result;
-use testkit::mesh::{Mesh, MeshPod};
-use testkit::{TestNetns, wait_until_up};
-
-use crate::expectations::WORLD;
 
 /// The node's address at the interfaces of pods, a link-local one as many network plugins have it.
-pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The node's address on the way to the world.
-pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub const NODE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The world's: addresses for documentation (RFC 5737).
+pub const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
 /// Connects the world, and lets the node forward.
 ///
 /// # Errors
 /// `ip` fails.
-pub(crate) fn connect_world(mesh: &Mesh, world: &TestNetns) -> Result<()> {
+pub fn connect_world(mesh: &Mesh, world: &TestNetns) -> Result<()> {
     mesh.host.set_sysctl("net.ipv4.ip_forward", "1")?;
     mesh.host.ip(&[
         format!("link add uplink type veth peer name eth0 netns {}", world.path().display()),
@@ -42,7 +42,7 @@ pub(crate) fn connect_world(mesh: &Mesh, world: &TestNetns) -> Result<()> {
 ///
 /// # Errors
 /// `ip` fails.
-pub(crate) fn connect_pod(mesh: &Mesh, pod: &MeshPod, name: &str) -> Result<()> {
+pub fn connect_pod(mesh: &Mesh, pod: &MeshPod, name: &str) -> Result<()> {
     let ip = pod.ip;
     mesh.host.ip(&[
         format!("link add {name} type veth peer name eth0 netns {}", pod.netns.path().display()),
