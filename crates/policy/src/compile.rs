@@ -4,6 +4,7 @@
 //! the next one. Sets that follow pods are kept by whoever applies the index's effects; blocks are part of the rules.
 
 mod blocks;
+mod conditions;
 mod entry;
 mod left;
 mod log;
@@ -28,7 +29,7 @@ use crate::index::{NamedRoom, PeerSet, PodClasses, PolicyClass, PolicyIndex};
 use crate::terms::{Section, TrafficDirection};
 pub use entry::{ENTRY_CHAIN, ENTRY_TABLE, EntryInterface, EntryProbe, NodeEntry};
 pub use left::{LeftOut, LeftOutReason};
-pub use log::{LOG_GROUP, LOG_PREFIX, log_number};
+pub use log::{AUDIT_PREFIX, LOG_GROUP, LOG_PREFIX, log_number};
 pub use node::{CompiledNode, EgressToOwnNode, EnforcementSettings, Established, NodeRules, compile_node};
 use rules::Compiler;
 
@@ -224,7 +225,7 @@ fn not_judged(direction: TrafficDirection, point: &PodPoint<'_>, pass: &Action) 
 
 /// Whether what a class allows can return to where the class was asked: it would return from a section to the next one otherwise.
 fn can_return(class: &PolicyClass) -> bool {
-    class.policies.iter().all(|policy| policy.section == Section::NetworkPolicy)
+    class.policies.iter().all(|policy| matches!(policy.section, Section::Tenant | Section::NetworkPolicy))
 }
 
 /// Where the rules of a direction are attached.

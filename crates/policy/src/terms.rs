@@ -10,6 +10,7 @@ use std::fmt;
 
 use facts::Selector;
 use facts::networkpolicy::{Block, Entries, Port};
+use ipnet::IpNet;
 
 /// Where a policy stands among those of other kinds, in the order in which they are judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +61,10 @@ pub struct DirectionTerms {
 /// A rule: peers and ports both match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleTerms {
+    /// How it is called, where the policy gives its rules names; else empty.
+    pub name: Box<str>,
+    /// Which of the policy's own pods it is about, at which of their addresses; any in most.
+    pub own: Entries<PeerTerm>,
     /// Who is on the other end.
     pub peers: Entries<PeerTerm>,
     /// What the destination is asked on.
@@ -75,6 +80,8 @@ pub enum RuleAction {
     Accept,
     /// It is denied.
     Deny,
+    /// It would be denied, which is counted and logged. The next section decides.
+    Audit,
     /// The next section decides.
     Next,
 }
@@ -86,6 +93,8 @@ pub enum PeerTerm {
     Pods(PodTerm),
     /// Addresses, whatever has them.
     Block(Block),
+    /// Addresses that are no live pod's, and in none of these ranges.
+    Outside(Box<[IpNet]>),
 }
 
 /// Live pods by their labels and those of their namespaces. Rules that say the same have equal terms, also rules of different policies.
@@ -135,6 +144,11 @@ impl PolicyName {
 }
 
 impl PodTerm {
+    /// All pods of namespaces that are known.
+    pub fn everything() -> Self {
+        Self { namespaces: NamespaceTerm::Labelled(Selector::default()), labels: Selector::default() }
+    }
+
     /// Whether a pod is meant. `label` and `namespace_label` give the value of a label, if it is there; the latter is absent where the object of
     /// the pod's namespace is not known.
     pub fn selects<'a, 'b>(

@@ -11,7 +11,9 @@ use std::net::IpAddr;
 use facts::networkpolicy::{Entries, PolicyProtocol, Port};
 
 use crate::flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic};
-use crate::terms::{PeerTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
+use crate::terms::{
+    PeerTerm, PodTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection,
+};
 use crate::world::{PolicyPod, PolicyWorld, World};
 
 /// The verdict on both ends of a connection. It needs both.
@@ -30,6 +32,8 @@ pub struct Judgement {
     pub selecting: Vec<PolicyName>,
     /// What decides.
     pub ground: Ground,
+    /// The rule that would deny it, of a policy that is only tried out.
+    pub audited: Option<RuleRef>,
 }
 
 /// Why a direction is allowed or denied.
@@ -77,6 +81,8 @@ struct End<'w, 'p, W: World> {
     /// The other end.
     peer: IpAddr,
     peer_pod: Option<&'p W::Pod<'w>>,
+    /// This end: the policies' pod; nothing where none of them is about some of its pods only.
+    own: Option<(IpAddr, &'p W::Pod<'w>)>,
     /// Whose ports are asked for.
     destination: Option<&'p W::Pod<'w>>,
 }
@@ -84,7 +90,8 @@ struct End<'w, 'p, W: World> {
 /// What a section of a class comes to.
 enum Outcome {
     Decided(Ground),
-    Next,
+    /// The next section decides. A rule would have denied it, if there is one.
+    Next(Option<RuleRef>),
 }
 
 /// Judges a connection.
@@ -97,21 +104,28 @@ pub fn verdict<W: PolicyWorld>(world: &W, flow: &PolicyFlow) -> FlowVerdict {
     if is_loopback {
         return FlowVerdict { egress: Ground::Loopback.into(), ingress: Ground::Loopback.into() };
     }
-    let end = |direction, peer, peer_pod| End {
+    let end = |direction, own, peer, peer_pod| End {
         world,
         direction,
         peer,
         peer_pod,
+        own: Some(own),
         destination: destination.as_ref(),
     };
     let egress = match &source {
         None => Ground::NotAPod.into(),
-        Some(pod) => end(TrafficDirection::Egress, flow.destination, destination.as_ref()).judge(pod, flow),
+        Some(pod) => {
+            let own = (flow.source, pod);
+            end(TrafficDirection::Egress, own, flow.destination, destination.as_ref()).judge(pod, flow)
+        }
     };
     let ingress = match &destination {
         None => Ground::NotAPod.into(),
         Some(pod) if source.is_none() && world.is_own_node(pod, flow.source) => Ground::OwnNode.into(),
-        Some(pod) => end(TrafficDirection::Ingress, flow.source, source.as_ref()).judge(pod, flow),
+        Some(pod) => {
+            let own = (flow.destination, pod);
+            end(TrafficDirection::Ingress, own, flow.source, source.as_ref()).judge(pod, flow)
+        }
     };
     FlowVerdict { egress, ingress }
 }
@@ -120,8 +134,8 @@ pub fn verdict<W: PolicyWorld>(world: &W, flow: &PolicyFlow) -> FlowVerdict {
 pub(crate) fn may_reach<W: World>(world: &W, class: &[&PolicyTerms], peer: IpAddr, traffic: Traffic) -> bool {
     let pod = world.pod_at(peer);
     let (direction, peer_pod) = (TrafficDirection::Egress, pod.as_ref());
-    let end = End { world, direction, peer, peer_pod, destination: peer_pod };
-    Judgement::from(end.decide(class, traffic)).is_allowed()
+    let end = End { world, direction, peer, peer_pod, own: None, destination: peer_pod };
+    Judgement::from(end.decide(class, traffic).0).is_allowed()
 }
 
 fn is_same(one: &impl PolicyPod, other: &impl PolicyPod) -> bool {
@@ -146,7 +160,7 @@ impl Judgement {
 
 impl From<Ground> for Judgement {
     fn from(ground: Ground) -> Self {
-        Self { selecting: Vec::new(), ground }
+        Self { selecting: Vec::new(), ground, audited: None }
     }
 }
 
@@ -160,12 +174,12 @@ impl<'w, W: PolicyWorld> End<'w, '_, W> {
         if class.is_empty() {
             return Ground::NotIsolated.into();
         }
-        let real = self.decide(&class, flow.traffic);
+        let (real, audited) = self.decide(&class, flow.traffic);
         let ground = match real {
             Ground::NoRuleMatched if flow.route == FlowRoute::Tunnel => self.tunnel(&class).unwrap_or(real),
             _ => real,
         };
-        Judgement { selecting, ground }
+        Judgement { selecting, ground, audited }
     }
 
     /// The policies that select a pod in this direction.
@@ -176,14 +190,16 @@ impl<'w, W: PolicyWorld> End<'w, '_, W> {
 }
 
 impl<'w, W: World> End<'w, '_, W> {
-    fn decide(&self, class: &[&PolicyTerms], traffic: Traffic) -> Ground {
+    /// What decides, and what would have denied it before.
+    fn decide(&self, class: &[&PolicyTerms], traffic: Traffic) -> (Ground, Option<RuleRef>) {
+        let mut audited = None;
         for section in class.chunk_by(|one, other| one.name.section == other.name.section) {
             match self.section(section, traffic) {
-                Outcome::Decided(ground) => return ground,
-                Outcome::Next => {}
+                Outcome::Decided(ground) => return (ground, audited),
+                Outcome::Next(would_deny) => audited = audited.or(would_deny),
             }
         }
-        Ground::Undecided
+        (Ground::Undecided, audited)
     }
 
     fn section(&self, policies: &[&PolicyTerms], traffic: Traffic) -> Outcome {
@@ -196,7 +212,8 @@ impl<'w, W: World> End<'w, '_, W> {
             }
             Some((first, RuleAction::Deny)) => Outcome::Decided(Ground::Denied(first)),
             None if isolates => Outcome::Decided(Ground::NoRuleMatched),
-            Some((_, RuleAction::Next)) | None => Outcome::Next,
+            Some((rule, RuleAction::Audit)) => Outcome::Next(Some(rule)),
+            Some((_, RuleAction::Next)) | None => Outcome::Next(None),
         }
     }
 
@@ -221,6 +238,7 @@ impl<'w, W: World> End<'w, '_, W> {
         port: impl Fn(&Entries<Port>) -> Option<Option<usize>> + 'a,
     ) -> impl Iterator<Item = (RuleRef, RuleAction)> + 'a {
         policies.iter().flat_map(|policy| self.rules(policy)).filter_map(move |(policy, number, rule)| {
+            self.own(&rule.own)?;
             let (peer, port) = (self.peer(&rule.peers)?, port(&rule.ports)?);
             let name =
                 RuleRef { policy: policy.clone(), direction: self.direction, rule: number, peer, port };
@@ -238,10 +256,23 @@ impl<'w, W: World> End<'w, '_, W> {
 
     /// Which of a rule's peers the other end is, if it is one.
     fn peer(&self, peers: &Entries<PeerTerm>) -> Option<Option<usize>> {
-        matched(peers, |peer| match peer {
-            PeerTerm::Pods(term) => self.peer_pod.is_some_and(|pod| self.world.selects(term, pod)),
-            PeerTerm::Block(block) => block.contains(self.peer),
-        })
+        matched(peers, |peer| self.is(peer, self.peer, self.peer_pod))
+    }
+
+    /// Which of the policy's pods that a rule is about this end is, if it is one.
+    fn own(&self, own: &Entries<PeerTerm>) -> Option<Option<usize>> {
+        matched(own, |peer| self.own.is_some_and(|(address, pod)| self.is(peer, address, Some(pod))))
+    }
+
+    fn is(&self, peer: &PeerTerm, address: IpAddr, pod: Option<&W::Pod<'w>>) -> bool {
+        let is_pod = |term: &PodTerm| pod.is_some_and(|pod| self.world.selects(term, pod));
+        match peer {
+            PeerTerm::Pods(term) => is_pod(term),
+            PeerTerm::Block(block) => block.contains(address),
+            PeerTerm::Outside(inside) => {
+                !is_pod(&PodTerm::everything()) && !inside.iter().any(|net| net.contains(&address))
+            }
+        }
     }
 
     /// Which of a rule's ports is asked for, if one is.

@@ -23,6 +23,8 @@ pub(super) struct PeerParts<'t> {
     pub(super) pods: BTreeSet<&'t PodTerm>,
     /// All blocks of a family are one, because an exception is of its own block only.
     pub(super) blocks: [BTreeSet<IpNet>; 2],
+    /// What is no pod and not in these ranges.
+    pub(super) outside: Vec<&'t [IpNet]>,
     /// Whether a block would have been too many prefixes.
     pub(super) has_less: bool,
 }
@@ -75,6 +77,7 @@ impl<'t> PeerParts<'t> {
         for peer in peers {
             match peer {
                 PeerTerm::Pods(term) => drop(parts.pods.insert(term)),
+                PeerTerm::Outside(inside) => parts.outside.push(inside),
                 PeerTerm::Block(block) => match blocks::prefixes(block, room) {
                     Some(prefixes) => {
                         parts.blocks[usize::from(matches!(block.net, IpNet::V6(_)))].extend(prefixes);
@@ -92,7 +95,7 @@ impl<'t> PeerParts<'t> {
     }
 
     pub(super) fn block_count(&self) -> usize {
-        self.blocks.iter().filter(|prefixes| !prefixes.is_empty()).count()
+        self.blocks.iter().filter(|prefixes| !prefixes.is_empty()).count() + 2 * self.outside.len()
     }
 }
 

@@ -4,16 +4,19 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use facts::networkpolicy::{PolicyProtocol, Port};
-use ruleset::nft::COMMENT_MAX;
-use ruleset::{Action, Chain, Family, KeyType, Match, Protocol, Rule, Set, Side};
+use facts::networkpolicy::{Entries, PolicyProtocol};
+use ipnet::IpNet;
+use ruleset::{Action, Chain, Family, KeyType, Match, Rule, Set, Side};
 
+use super::conditions::{RuleCondition, anything, both, inverted, is_in, numbered, own_side, side, why};
 use super::left::{LeftOut, LeftOutReason};
-use super::log::{LOG_GROUP, LOG_LIMIT, LOG_PREFIX};
+use super::log::{AUDIT_PREFIX, LOG_PREFIX, log};
 use super::parts::{PeerParts, PortParts};
 use super::{KeptSet, MAX_CLASS_PREFIXES, MAX_CLASS_RULES, blocks, chain_name, rule_chain_name};
-use crate::index::{NamedRoom, PeerSet, PolicyClass, PolicyIndex, protocol};
-use crate::terms::{PodTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection};
+use crate::index::{NamedRoom, PeerSet, PolicyClass, PolicyIndex};
+use crate::terms::{
+    PeerTerm, PodTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection,
+};
 
 /// What rules look into so far.
 pub(super) struct Compiler<'i> {
@@ -43,13 +46,12 @@ struct ClassRules<'c> {
 pub(super) struct CompiledRule {
     direction: TrafficDirection,
     action: Action,
+    /// What tells of the packets that it denies.
+    log: Option<Action>,
     why: String,
     /// What is not written of it.
     left_out: BTreeSet<LeftOutReason>,
 }
-
-/// A condition of a rule on one side, for a family or for both.
-pub(super) type RuleCondition = (Option<Family>, Vec<Match>);
 
 // === impl Compiler ===
 
@@ -114,8 +116,11 @@ impl<'i> Compiler<'i> {
 
     fn policy(&mut self, terms: &PolicyTerms, known: &mut ClassRules<'_>, rules: &mut Vec<Rule>) {
         let (direction, mut room) = (known.class.direction, NamedRoom::new());
-        for (number, rule) in terms.direction(direction).rules.iter().enumerate() {
-            let mut place = self.place(&terms.name, number, direction, rule.action);
+        let rules_of_policy = &terms.direction(direction).rules;
+        // A policy that is only tried out denies nothing, whatever is left out of it.
+        let denies = !rules_of_policy.iter().any(|rule| rule.action == RuleAction::Audit);
+        for (number, rule) in rules_of_policy.iter().enumerate() {
+            let mut place = self.place(known.class, &terms.name, number, rule);
             let apart = known.apart.len();
             let written = if room.takes(rule, direction) {
                 self.rule(rule, &mut place, known)
@@ -123,7 +128,7 @@ impl<'i> Compiler<'i> {
                 place.left_out.insert(LeftOutReason::Rules);
                 Vec::new()
             };
-            if place.left_out.is_empty() || rule.action == RuleAction::Accept {
+            if place.left_out.is_empty() || rule.action == RuleAction::Accept || !denies {
                 rules.extend(written);
             } else {
                 // With less of a denial more would be allowed, and so with less of what another section decides.
@@ -154,23 +159,29 @@ impl<'i> Compiler<'i> {
         }
         // What a packet returns from leads to the next section only in the section's own chain.
         let names = if place.direction == TrafficDirection::Ingress { ports.names.len() } else { 0 };
-        let is_apart = place.action != Action::Return && ports.numbers.len() + names > 1 && peers.len() > 1;
-        let met = met(&ports, &peers, is_apart, place.direction);
+        let several = ports.numbers.len() + names > 1 && peers.len() > 1;
+        let is_apart = place.action != Action::Return && rule.own == Entries::Any && several;
+        let own = self.own(&rule.own, place, &mut known.prefixes);
+        let logs = 1 + usize::from(place.log.is_some());
+        let met = own.len().saturating_mul(logs * met(&ports, &peers, is_apart, place.direction));
         let Some(left) = known.rules.checked_sub(met) else {
             place.left_out.insert(LeftOutReason::Rules);
             return Vec::new();
         };
         known.rules = left;
         let mut on_ports: Vec<RuleCondition> = ports.numbers.iter().map(numbered).collect();
-        let blocks = self.blocks(&peers, place);
+        let blocks = self.blocks(&peers, side(place.direction), place);
         let mut found = Vec::new();
         match place.direction {
             TrafficDirection::Ingress => on_ports.extend(self.own_names(&ports, place)),
-            TrafficDirection::Egress => found.extend(self.peers_names(&ports, &peers, &blocks, place)),
+            TrafficDirection::Egress => {
+                found.extend(self.peers_names(&ports, &peers, &both(&own, &blocks), place));
+            }
         }
         if !on_ports.is_empty() {
-            let mut on_peers = self.pods(&peers.pods, place);
+            let mut on_peers = self.pods(&peers.pods, side(place.direction), place);
             on_peers.extend(blocks);
+            let on_ports = both(&own, &on_ports);
             if is_apart {
                 found.extend(known.apart(&on_ports, on_peers, place));
             } else {
@@ -209,39 +220,89 @@ impl<'i> Compiler<'i> {
         found
     }
 
+    /// The conditions of the policy's own pods that a rule is about.
+    fn own(
+        &mut self,
+        own: &Entries<PeerTerm>,
+        place: &mut CompiledRule,
+        room: &mut usize,
+    ) -> Vec<RuleCondition> {
+        let (parts, side) = (PeerParts::of(own, room), own_side(place.direction));
+        if parts.has_less {
+            place.left_out.insert(LeftOutReason::Prefixes);
+        }
+        let mut found = self.pods(&parts.pods, side, place);
+        found.extend(self.blocks(&parts, side, place));
+        found
+    }
+
     /// The conditions of peers that are no pods.
-    fn blocks(&mut self, peers: &PeerParts<'_>, place: &mut CompiledRule) -> Vec<RuleCondition> {
+    fn blocks(&mut self, peers: &PeerParts<'_>, side: Side, place: &mut CompiledRule) -> Vec<RuleCondition> {
         if peers.any {
             return anything();
         }
-        let mut found = Vec::new();
-        let blocks = [Family::V4, Family::V6].into_iter().zip(&peers.blocks);
-        for (family, prefixes) in blocks.filter(|(_, prefixes)| !prefixes.is_empty()) {
-            let set = blocks::set(family, prefixes);
-            let (name, keys) = (set.name.to_string(), set.keys);
-            if *self.blocks.entry(name.clone()).or_insert_with(|| set.clone()) != set {
-                place.left_out.insert(LeftOutReason::NameTaken);
-                continue;
+        let mut found: Vec<RuleCondition> = Vec::new();
+        for (number, family) in [Family::V4, Family::V6].into_iter().enumerate() {
+            let within = self.block(family, &peers.blocks[number], side, false, place);
+            found.extend(within.map(|within| (Some(family), vec![within])));
+        }
+        for inside in &peers.outside {
+            let pods = self.kept(&PeerSet::Pods(PodTerm::everything()), side, place);
+            for (family, mut matches) in pods {
+                matches = matches.into_iter().map(inverted).collect();
+                let prefixes =
+                    inside.iter().filter(|net| family.is_none_or(|family| Family::of(net) == family));
+                let prefixes = prefixes.copied().collect();
+                let family = family.unwrap_or(Family::V4);
+                matches.extend(self.block(family, &prefixes, side, true, place));
+                found.push((Some(family), matches));
             }
-            found.push((Some(family), vec![is_in(side(place.direction), name, keys)]));
         }
         found
+    }
+
+    /// A packet is in some prefixes, or not in them; nothing where there are none, or the set of them cannot be there.
+    fn block(
+        &mut self,
+        family: Family,
+        prefixes: &BTreeSet<IpNet>,
+        side: Side,
+        not: bool,
+        place: &mut CompiledRule,
+    ) -> Option<Match> {
+        if prefixes.is_empty() {
+            return None;
+        }
+        let set = blocks::set(family, prefixes);
+        let (name, keys) = (set.name.to_string(), set.keys);
+        if *self.blocks.entry(name.clone()).or_insert_with(|| set.clone()) != set {
+            place.left_out.insert(LeftOutReason::NameTaken);
+            return None;
+        }
+        Some(is_in(side, name, keys, not))
     }
 
     /// Where a rule of a policy is written, by its number.
     pub(super) fn place(
         &self,
+        class: &PolicyClass,
         policy: &PolicyName,
         number: usize,
-        direction: TrafficDirection,
-        action: RuleAction,
+        rule: &RuleTerms,
     ) -> CompiledRule {
-        let action = match action {
-            RuleAction::Accept => self.pass(),
-            RuleAction::Deny => Action::Drop,
-            RuleAction::Next => Action::Return,
+        let (action, told) = match rule.action {
+            RuleAction::Accept => (self.pass(), None),
+            RuleAction::Deny => (Action::Drop, Some(LOG_PREFIX)),
+            RuleAction::Audit => (Action::Return, Some(AUDIT_PREFIX)),
+            RuleAction::Next => (Action::Return, None),
         };
-        CompiledRule { direction, action, why: why(policy, number), left_out: BTreeSet::new() }
+        CompiledRule {
+            direction: class.direction,
+            action,
+            log: told.filter(|_| self.logs).map(|prefix| log(prefix, class)),
+            why: why(policy, number, rule),
+            left_out: BTreeSet::new(),
+        }
     }
 
     /// The conditions of a rule's peers, whatever its ports; `room` is how many prefixes there may be.
@@ -252,8 +313,9 @@ impl<'i> Compiler<'i> {
         room: &mut usize,
     ) -> Vec<RuleCondition> {
         let peers = PeerParts::of(&rule.peers, room);
-        let mut found = self.pods(&peers.pods, place);
-        found.extend(self.blocks(&peers, place));
+        let side = side(place.direction);
+        let mut found = self.pods(&peers.pods, side, place);
+        found.extend(self.blocks(&peers, side, place));
         found
     }
 
@@ -267,8 +329,12 @@ impl<'i> Compiler<'i> {
         denials(class, self.logs).collect()
     }
 
-    fn pods(&mut self, pods: &BTreeSet<&PodTerm>, place: &mut CompiledRule) -> Vec<RuleCondition> {
-        let side = side(place.direction);
+    fn pods(
+        &mut self,
+        pods: &BTreeSet<&PodTerm>,
+        side: Side,
+        place: &mut CompiledRule,
+    ) -> Vec<RuleCondition> {
         pods.iter().flat_map(|term| self.kept(&PeerSet::Pods((*term).clone()), side, place)).collect()
     }
 
@@ -281,7 +347,9 @@ impl<'i> Compiler<'i> {
         self.kept.insert(set.clone());
         let families = [Family::V4, Family::V6].into_iter();
         families
-            .map(|family| (Some(family), vec![is_in(side, set.kernel_name(family), key_type(&set, family))]))
+            .map(|family| {
+                (Some(family), vec![is_in(side, set.kernel_name(family), key_type(&set, family), false)])
+            })
             .collect()
     }
 }
@@ -298,8 +366,7 @@ impl ClassRules<'_> {
         place: &CompiledRule,
     ) -> Vec<Rule> {
         let name = rule_chain_name(self.class, self.apart.len());
-        let rules = peers.into_iter().map(|(_, matches)| place.with(matches, place.action.clone()));
-        self.apart.push(regular(name.clone(), rules.collect()));
+        self.apart.push(regular(name.clone(), place.all(&anything(), &peers)));
         ports.iter().map(|(_, matches)| place.with(matches.clone(), Action::Jump(name.clone()))).collect()
     }
 }
@@ -311,14 +378,13 @@ impl CompiledRule {
         Rule::new(matches, action, self.why.clone())
     }
 
-    /// A rule for each pair of conditions.
+    /// A rule for each pair of conditions; before it one that tells of the packet, where that is wanted.
     fn all(&self, ports: &[RuleCondition], peers: &[RuleCondition]) -> Vec<Rule> {
-        let pairs = ports.iter().flat_map(|port| peers.iter().map(move |peer| (port, peer)));
-        let of_a_packet =
-            pairs.filter(|(port, peer)| port.0.is_none() || peer.0.is_none() || port.0 == peer.0);
-        of_a_packet
-            .map(|(port, peer)| self.with([&*port.1, &*peer.1].concat(), self.action.clone()))
-            .collect()
+        let told = |matches: Vec<Match>| {
+            let log = self.log.clone().map(|log| self.with(matches.clone(), log));
+            log.into_iter().chain([self.with(matches, self.action.clone())])
+        };
+        both(ports, peers).into_iter().flat_map(|(_, matches)| told(matches)).collect()
     }
 }
 
@@ -349,57 +415,8 @@ pub(super) fn regular(name: Cow<'static, str>, rules: Vec<Rule>) -> Chain {
 fn denials(class: &PolicyClass, logs: bool) -> impl Iterator<Item = Rule> {
     let names = class.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let why = format!("no {} rule allows it of {names}", class.direction);
-    let log = logs.then(|| {
-        let prefix = format!("{LOG_PREFIX}{:016x}", class.hash()).into();
-        let log = Action::Log { group: LOG_GROUP, prefix, limit: Some(LOG_LIMIT) };
-        Rule::new(Vec::new(), log, why.clone())
-    });
+    let log = logs.then(|| Rule::new(Vec::new(), log(LOG_PREFIX, class), why.clone()));
     log.into_iter().chain([Rule::new(Vec::new(), Action::Drop, why)])
-}
-
-/// Policy and rule for the rule's comment. The middle of a name gives way where they are too long together.
-fn why(policy: &PolicyName, number: usize) -> String {
-    const CUT: &str = "...";
-    let (name, end) = (policy.to_string(), format!("#{number}"));
-    let room = COMMENT_MAX - "np:".len() - end.len();
-    if name.len() <= room {
-        return format!("np:{name}{end}");
-    }
-    let half = (room - CUT.len()) / 2;
-    let (first, last) = (name.floor_char_boundary(half), name.ceil_char_boundary(name.len() - half));
-    format!("np:{}{CUT}{}{end}", &name[..first], &name[last..])
-}
-
-fn numbered(port: &Option<Port>) -> RuleCondition {
-    (
-        None,
-        match port {
-            Some(Port::All(of)) => vec![Match::Protocol(protocol(*of)), Match::WholeHeader],
-            Some(Port::Range(of, (first, last))) => range(protocol(*of), *first, *last),
-            // A name is no number; see `PortParts`.
-            Some(Port::Named(..)) | None => Vec::new(),
-        },
-    )
-}
-
-/// No condition.
-fn anything() -> Vec<RuleCondition> {
-    vec![(None, Vec::new())]
-}
-
-/// The side of a packet that is the peer's.
-fn side(direction: TrafficDirection) -> Side {
-    match direction {
-        TrafficDirection::Egress => Side::Destination,
-        TrafficDirection::Ingress => Side::Source,
-    }
-}
-
-fn is_in(side: Side, name: String, keys: KeyType) -> Match {
-    match side {
-        Side::Source => Match::SourceIn { set: name.into(), keys, not: false },
-        Side::Destination => Match::DestinationIn { set: name.into(), keys, not: false },
-    }
 }
 
 pub(super) fn key_type(set: &PeerSet, family: Family) -> KeyType {
@@ -407,10 +424,4 @@ pub(super) fn key_type(set: &PeerSet, family: Family) -> KeyType {
         PeerSet::Pods(_) => KeyType::Address(family),
         PeerSet::Ports(..) | PeerSet::OwnPorts(..) => KeyType::Endpoint(family),
     }
-}
-
-fn range(protocol: Protocol, first: u16, last: u16) -> Vec<Match> {
-    // Port 0 is of no packet, so that all ports are those from 1.
-    let ports = if first == last { ruleset::Ports::One(first) } else { ruleset::Ports::Range(first, last) };
-    vec![Match::Protocol(protocol), Match::DestinationPort { ports, not: false }]
 }

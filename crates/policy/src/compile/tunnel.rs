@@ -40,20 +40,29 @@ impl Compiler<'_> {
                 let Some(terms) = self.terms(name) else { continue };
                 for (number, rule) in terms.direction(class.direction).rules.iter().enumerate() {
                     let reach = Reach::of(rule);
+                    // What is denied to some of the policy's pods is judged inside.
+                    let denies = rule.action == RuleAction::Deny && rule.own == Entries::Any;
                     let action = match (rule.action, reach) {
+                        (RuleAction::Deny, _) if !denies => continue,
                         (_, Reach::Nothing) => continue,
                         (RuleAction::Accept, _) => self.pass(),
                         // Some ports are left, or may be left in the next section.
                         (RuleAction::Deny, Reach::Some) => continue,
                         (RuleAction::Deny, Reach::All) if open_ended => Action::Return,
                         (RuleAction::Deny, Reach::All) => Action::Drop,
-                        (RuleAction::Next, Reach::All) => Action::Return,
-                        (RuleAction::Next, Reach::Some) => {
+                        (RuleAction::Next | RuleAction::Audit, Reach::All) => Action::Return,
+                        // Nothing is accepted in this section, so that no later rule is needed by whoever has some port here.
+                        (RuleAction::Next | RuleAction::Audit, Reach::Some)
+                            if section[0].section == Section::Tenant =>
+                        {
+                            Action::Return
+                        }
+                        (RuleAction::Next | RuleAction::Audit, Reach::Some) => {
                             open_ended = true;
                             continue;
                         }
                     };
-                    let mut place = self.place(&terms.name, number, class.direction, rule.action);
+                    let mut place = self.place(class, &terms.name, number, rule);
                     let peers = self.peers(rule, &mut place, &mut room);
                     if isolates && names_tunnel(rule) {
                         opening

@@ -1,5 +1,7 @@
 //! Which sets rules look into.
 
+use std::borrow::Cow;
+
 use facts::networkpolicy::{Entries, PolicyProtocol, Port};
 
 use super::sets::PeerSet;
@@ -50,29 +52,35 @@ fn of_rule(rule: &RuleTerms, direction: TrafficDirection, found: &mut Vec<PeerSe
         |port| if let &Port::Named(protocol, ref name) = port { Some((&**name, protocol)) } else { None };
     let names: Vec<(&str, PolicyProtocol)> = ports.iter().filter_map(named).collect();
     let is_by_number = names.len() < ports.len() || rule.ports == Entries::Any;
-    let peers: Vec<Option<&PodTerm>> = match &rule.peers {
+    let peers: Vec<Option<Cow<'_, PodTerm>>> = match &rule.peers {
         Entries::Any => vec![None],
         Entries::Of(peers) => peers.iter().map(term).collect(),
     };
+    let own = if let Entries::Of(own) = &rule.own { &**own } else { &[] };
+    found.extend(own.iter().filter_map(term).map(|term| PeerSet::Pods(term.into_owned())));
     // What a name means is the destination's affair: of the peer, or of the policy's own pod.
     if direction == TrafficDirection::Ingress && !peers.is_empty() {
         found.extend(names.iter().map(|(name, protocol)| PeerSet::OwnPorts((*name).into(), *protocol)));
     }
     for term in peers {
         if direction == TrafficDirection::Egress {
-            let set = |(name, protocol): &(&str, _)| PeerSet::Ports(term.cloned(), (*name).into(), *protocol);
+            let set = |(name, protocol): &(&str, _)| {
+                PeerSet::Ports(term.as_deref().cloned(), (*name).into(), *protocol)
+            };
             found.extend(names.iter().map(set));
         }
         // To the tunnel of ambient mode a pod may come that has some port of TCP, also one that only has a name.
         let named_tcp = names.iter().any(|(_, protocol)| *protocol == PolicyProtocol::Tcp);
         let goes_by_peer = is_by_number || named_tcp || direction == TrafficDirection::Ingress;
-        found.extend(term.filter(|_| goes_by_peer).cloned().map(PeerSet::Pods));
+        found.extend(term.filter(|_| goes_by_peer).map(|term| PeerSet::Pods(term.into_owned())));
     }
 }
 
-fn term(peer: &PeerTerm) -> Option<&PodTerm> {
+fn term(peer: &PeerTerm) -> Option<Cow<'_, PodTerm>> {
     match peer {
-        PeerTerm::Pods(term) => Some(term),
+        PeerTerm::Pods(term) => Some(Cow::Borrowed(term)),
+        // What is no pod is told by who is one.
+        PeerTerm::Outside(_) => Some(Cow::Owned(PodTerm::everything())),
         PeerTerm::Block(_) => None,
     }
 }

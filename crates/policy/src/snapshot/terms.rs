@@ -75,19 +75,12 @@ pub(super) fn write_rule(rule: &RuleTerms, out: &mut SnapshotWriter) {
     out.word(match rule.action {
         RuleAction::Accept => "accept",
         RuleAction::Deny => "deny",
+        RuleAction::Audit => "audit",
         RuleAction::Next => "next",
     });
-    write_entries(&rule.peers, out, |peer, out| match peer {
-        PeerTerm::Pods(term) => {
-            out.word("pods");
-            write_pods(term, out);
-        }
-        PeerTerm::Block(block) => {
-            out.word("block");
-            out.show(&block.net);
-            out.list(&block.except, |part, out| out.show(part));
-        }
-    });
+    out.word(&rule.name);
+    write_entries(&rule.own, out, write_peer);
+    write_entries(&rule.peers, out, write_peer);
     write_entries(&rule.ports, out, |port, out| match port {
         Port::All(protocol) => {
             out.word("all");
@@ -111,18 +104,12 @@ pub(super) fn read_rule(words: &mut SnapshotWords<'_>) -> Option<RuleTerms> {
     let action = match words.raw()? {
         "accept" => RuleAction::Accept,
         "deny" => RuleAction::Deny,
+        "audit" => RuleAction::Audit,
         "next" => RuleAction::Next,
         _ => return None,
     };
-    let peers = read_entries(words, |words| match words.raw()? {
-        "pods" => read_pods(words).map(PeerTerm::Pods),
-        "block" => {
-            let net = words.raw()?;
-            let except = words.list(|words| words.raw().map(str::to_owned))?;
-            Block::parse(net, &except).ok().map(PeerTerm::Block)
-        }
-        _ => None,
-    })?;
+    let name = words.text()?;
+    let (own, peers) = (read_entries(words, read_peer)?, read_entries(words, read_peer)?);
     let ports = read_entries(words, |words| {
         let kind = words.raw()?;
         let protocol = words.raw()?;
@@ -134,7 +121,41 @@ pub(super) fn read_rule(words: &mut SnapshotWords<'_>) -> Option<RuleTerms> {
         };
         Port::parse(Some(protocol), port, end).ok()
     })?;
-    Some(RuleTerms { peers, ports, action })
+    Some(RuleTerms { name, own, peers, ports, action })
+}
+
+fn write_peer(peer: &PeerTerm, out: &mut SnapshotWriter) {
+    match peer {
+        PeerTerm::Pods(term) => {
+            out.word("pods");
+            write_pods(term, out);
+        }
+        PeerTerm::Block(block) => {
+            out.word("block");
+            out.show(&block.net);
+            out.list(&block.except, |part, out| out.show(part));
+        }
+        PeerTerm::Outside(inside) => {
+            out.word("outside");
+            out.list(inside, |net, out| out.show(net));
+        }
+    }
+}
+
+fn read_peer(words: &mut SnapshotWords<'_>) -> Option<PeerTerm> {
+    match words.raw()? {
+        "pods" => read_pods(words).map(PeerTerm::Pods),
+        "block" => {
+            let net = words.raw()?;
+            let except = words.list(|words| words.raw().map(str::to_owned))?;
+            Block::parse(net, &except).ok().map(PeerTerm::Block)
+        }
+        "outside" => {
+            let inside = words.list(SnapshotWords::number)?;
+            Some(PeerTerm::Outside(inside.into()))
+        }
+        _ => None,
+    }
 }
 
 pub(super) fn write_set(set: &PeerSet, out: &mut SnapshotWriter) {

@@ -96,7 +96,7 @@ fn what_is_no_snapshot_says_why() {
         ("seen\nend 2\nend 3\n", SnapshotError::Cut(2)),
         ("node 10.0.0.1 x\n", SnapshotError::Line(2)),
         ("policy np x n yes no named x 1 a in\n", SnapshotError::Line(2)),
-        ("policy np x n yes no named x 0\nrule 0 egress accept any any\n", SnapshotError::Line(3)),
+        ("policy np x n yes no named x 0\nrule 0 egress accept % any any any\n", SnapshotError::Line(3)),
         ("set pods named x 0 18446744073709551615 10.0.0.1\n", SnapshotError::Line(2)),
     ] {
         assert_eq!(read(&format!("istio-cni policies 1\n{lines}")), error, "{lines:?}");

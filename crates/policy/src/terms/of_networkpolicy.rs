@@ -36,7 +36,13 @@ fn terms(namespace: &str, rule: &PolicyRule) -> RuleTerms {
         Entries::Any => Entries::Any,
         Entries::Of(peers) => Entries::Of(peers.iter().map(|one| peer(namespace, one)).collect()),
     };
-    RuleTerms { peers, ports: rule.ports.clone(), action: RuleAction::Accept }
+    RuleTerms {
+        name: "".into(),
+        own: Entries::Any,
+        peers,
+        ports: rule.ports.clone(),
+        action: RuleAction::Accept,
+    }
 }
 
 /// A peer without a selector of namespaces is of the policy's own.

@@ -46,6 +46,8 @@ fn flow(port: u16) -> PolicyFlow {
 /// A policy about ingress of all pods of `x`, with a rule for any peer on each of the ports.
 fn policy(section: Section, rules: &[(u16, RuleAction)]) -> PolicyTerms {
     let rule = |&(port, action): &(u16, RuleAction)| RuleTerms {
+        name: "".into(),
+        own: Entries::Any,
         peers: Entries::Any,
         ports: Entries::Of([Port::Range(TCP, (port, port))].into()),
         action,

@@ -13,10 +13,10 @@ impl fmt::Display for FlowVerdict {
 impl fmt::Display for Judgement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", if self.is_allowed() { "allowed" } else { "denied" }, self.ground)?;
-        match self.ground {
-            Ground::NoRuleMatched => write!(f, " of {}", list(&self.selecting)),
-            _ => Ok(()),
+        if self.ground == Ground::NoRuleMatched {
+            write!(f, " of {}", list(&self.selecting))?;
         }
+        self.audited.as_ref().map_or(Ok(()), |rule| write!(f, "; {rule} would deny it"))
     }
 }
 

@@ -30,6 +30,8 @@ const DICTIONARY: &[&str] = &[
     "accept",
     "deny",
     "next",
+    "audit",
+    "outside",
     "any",
     "pods",
     "ports",
@@ -66,6 +68,7 @@ fn generate() -> BoxedStrategy<Vec<u8>> {
             Just("any".to_owned()),
             Just("0".to_owned()),
             pods().prop_map(|p| format!("1 pods {p}")),
+            "1 outside [01] 10\\.0\\.0\\.0/8",
             "1 block 10\\.0\\.0\\.0/(8|16|33) [01] 10\\.1\\.0\\.0/16"
         ]
     };
@@ -77,8 +80,8 @@ fn generate() -> BoxedStrategy<Vec<u8>> {
         ("(np|admin|tenant|baseline)", "(yes|no)", "(yes|no)", pods())
             .prop_map(|(s, i, e, p)| format!("policy {s} x n {i} {e} {p}")),
         "seen( [a-z]+ [0-9]+)?",
-        ("[01]", "(ingress|egress)", "(accept|deny|next)", peers(), ports)
-            .prop_map(|(n, d, a, p, q)| format!("rule {n} {d} {a} {p} {q}")),
+        ("[01]", "(ingress|egress)", "(accept|deny|next|audit) (%|x)", (peers(), peers()), ports)
+            .prop_map(|(n, d, a, (o, p), q)| format!("rule {n} {d} {a} {o} {p} {q}")),
         (pods(), "[0-2]( 10\\.0\\.0\\.[0-9]){0,2}").prop_map(|(p, m)| format!("set pods {p} {m}")),
         "set own http TCP [01]( 10\\.0\\.0\\.1 80)?",
     ];
