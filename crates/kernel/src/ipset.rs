@@ -48,6 +48,20 @@ impl IpSets {
         }
     }
 
+    /// The names of all sets in the namespace.
+    pub(crate) fn names(&mut self) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        let result = self.socket.dump(&message::list_names(), |part| match part {
+            None => names.clear(),
+            Some(part) => names.extend(message::name(part)),
+        });
+        match result {
+            Ok(()) => Ok(names),
+            Err(error) if is_missing(&error) => Ok(Vec::new()),
+            Err(error) => Err(failed("look for", "of any name", error)),
+        }
+    }
+
     /// Makes a set that is missing, and gives a fixed one its content.
     pub(crate) fn prepare(&mut self, set: &Set) -> Result<(), Error> {
         if set.is_map() {
@@ -153,7 +167,7 @@ impl IpSets {
         Ok(changed)
     }
 
-    fn add(&mut self, set: &Set, elements: &[Element]) -> Result<ElementCounts, Error> {
+    pub(crate) fn add(&mut self, set: &Set, elements: &[Element]) -> Result<ElementCounts, Error> {
         let mut changed = ElementCounts::default();
         for (number, part) in elements.chunks(COMMANDS_AT_A_TIME).enumerate() {
             let answers =
@@ -184,7 +198,7 @@ impl IpSets {
         Ok(changed)
     }
 
-    fn remove(&mut self, set: &Set, keys: &[Key]) -> Result<ElementCounts, Error> {
+    pub(crate) fn remove(&mut self, set: &Set, keys: &[Key]) -> Result<ElementCounts, Error> {
         let mut changed = ElementCounts::default();
         for part in keys.chunks(COMMANDS_AT_A_TIME) {
             let answers = self.send(set, part.iter().map(|key| ElementCommand::Remove { key }))?;
@@ -274,6 +288,12 @@ impl IpSets {
         self.add(set, &late.added().collect::<Vec<_>>())?;
         self.remove(set, &late.removed().collect::<Vec<_>>())?;
         gone
+    }
+
+    /// Empties a set.
+    pub(crate) fn flush(&mut self, name: &str) -> Result<(), Error> {
+        self.comments.remove(name);
+        self.socket.order(&message::flush(name)).map_err(|error| failed("empty", name, error))
     }
 
     /// Removes a set; none is fine. One that something refers to is emptied at least.

@@ -39,6 +39,7 @@ mod commit;
 mod error;
 mod job;
 mod others;
+mod parted;
 mod private;
 mod probe;
 mod program;
@@ -57,6 +58,7 @@ use netns::{Inside, Lock};
 use ruleset::{Family, Ruleset, TableKind, listed};
 
 pub use error::{Error, Failure, ProgramFailure};
+pub use parted::{PartedIptables, PartsError};
 pub use program::Variant;
 pub use supervisor::{Supervisor, run_supervisor_if_asked};
 

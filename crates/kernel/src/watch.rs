@@ -97,6 +97,11 @@ pub enum Check {
 }
 
 impl Fingerprint {
+    /// Whether the tables of iptables-legacy are as they were then.
+    pub(crate) fn has_legacy_of(&self, other: &Self) -> bool {
+        self.legacy == other.legacy
+    }
+
     /// Whether there are tables of iptables-legacy.
     pub(crate) fn has_legacy(&self) -> bool {
         !self.legacy.tables.is_empty()

@@ -25,6 +25,8 @@ const HEADER: u16 = SUBSYSTEM | 12;
 const PROTOCOL: u8 = 6;
 /// `IPSET_FLAG_WITH_COMMENT`.
 const WITH_COMMENT: u32 = 1 << 4;
+/// `IPSET_FLAG_LIST_SETNAME`: nothing but the name.
+const LIST_NAME: u32 = 1 << 1;
 /// `IPSET_FLAG_LIST_HEADER`: without the elements.
 const LIST_HEADER: u32 = 1 << 2;
 
@@ -148,7 +150,9 @@ fn write_command(
     name: &str,
     body: impl FnOnce(&mut MessageWriter),
 ) {
-    w.message(kind, flags::REQUEST | flags::ACK | flags, sequence, &[2, 0, 0, 0], |w| {
+    // The end of a list is told anyway, and the failure of one that is to be acknowledged twice (`ip_set_dump_start`).
+    let ack = if kind == LIST { 0 } else { flags::ACK };
+    w.message(kind, flags::REQUEST | ack | flags, sequence, &[2, 0, 0, 0], |w| {
         w.attribute(ATTR_PROTOCOL, &[PROTOCOL]);
         w.text(ATTR_SETNAME, name);
         body(w);
@@ -193,6 +197,21 @@ pub(super) fn list(name: &str, header: bool) -> Vec<u8> {
             w.attribute(ATTR_FLAGS | NET_ORDER, &LIST_HEADER.to_be_bytes());
         }
     })
+}
+
+/// Of all sets.
+pub(super) fn list_names() -> Vec<u8> {
+    let mut w = MessageWriter::with_capacity(64);
+    w.message(LIST, flags::REQUEST | flags::DUMP, 1, &[2, 0, 0, 0], |w| {
+        w.attribute(ATTR_PROTOCOL, &[PROTOCOL]);
+        w.attribute(ATTR_FLAGS | NET_ORDER, &LIST_NAME.to_be_bytes());
+    });
+    w.bytes().to_vec()
+}
+
+/// The name of the set that a part of a list is about.
+pub(super) fn name(part: &wire::Message<'_>) -> Option<String> {
+    Some(part.attributes(NFGEN).find(ATTR_SETNAME)?.text().into_owned())
 }
 
 // === impl ElementCommand ===

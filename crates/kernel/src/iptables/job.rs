@@ -1,7 +1,7 @@
 //! Several runs of iptables-restore that happen all or not at all.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use netns::Lock;
@@ -130,16 +130,7 @@ impl ProgramRun {
     }
 
     fn restore(&self, text: &str, around: &Surroundings, own_lock: bool) -> Result<(), Failure> {
-        let mut arguments = vec!["--noflush"];
-        if self.variant == Variant::Legacy && !own_lock {
-            arguments.push(LOCK_WAIT);
-        }
-        child::run(&self.restore, &arguments, Some(text), around).map(drop).map_err(|(cause, said)| Failure {
-            program: self.restore.clone(),
-            cause,
-            said,
-            left: Vec::new(),
-        })
+        restore((&self.restore, self.variant), text, around, own_lock)
     }
 
     /// Takes back those tables that are not as they were. What iptables-restore had done when it failed, only the kernel knows.
@@ -177,6 +168,25 @@ impl TableStep {
         };
         now.content(self.kind) != *before
     }
+}
+
+/// One run of an iptables-restore.
+pub(super) fn restore(
+    (program, variant): (&Path, Variant),
+    text: &str,
+    around: &Surroundings,
+    own_lock: bool,
+) -> Result<(), Failure> {
+    let mut arguments = vec!["--noflush"];
+    if variant == Variant::Legacy && !own_lock {
+        arguments.push(LOCK_WAIT);
+    }
+    child::run(program, &arguments, Some(text), around).map(drop).map_err(|(cause, said)| Failure {
+        program: program.to_owned(),
+        cause,
+        said,
+        left: Vec::new(),
+    })
 }
 
 /// What makes iptables-save print these tables: all tables of a namespace are read by one run, one alone by itself, as that is the

@@ -35,7 +35,7 @@ impl Iptables {
     }
 
     /// The first usable candidate that has not failed yet, and what it finds where something of ours can be.
-    fn choose(
+    pub(super) fn choose(
         &self,
         layers: &[Ruleset],
         family: Family,

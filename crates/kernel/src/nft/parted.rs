@@ -4,6 +4,7 @@
 
 mod compare;
 
+use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netns::InsideHost;
@@ -38,7 +39,11 @@ impl PartedTable {
     ///
     /// # Errors
     /// The kernel has no nf_tables, or no descriptor is left.
-    pub fn open(inside: &InsideHost<'_>, owner: &'static str, kind: TableKind) -> Result<Self, Error> {
+    pub fn open(
+        inside: &InsideHost<'_>,
+        owner: impl Into<Cow<'static, str>>,
+        kind: TableKind,
+    ) -> Result<Self, Error> {
         let hears = open_netfilter(inside.inside())
             .map_err(|e| Error::of_question("hear transactions of nf_tables".to_owned(), e))?;
         let of =

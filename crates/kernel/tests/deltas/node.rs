@@ -2,21 +2,25 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kernel::Change;
-use kernel::nft::{PartedTable, Thoroughness};
+use kernel::iptables::Variant;
+use kernel::nft::Thoroughness;
+use kernel::{Change, PartedRules};
 use netns::Host;
-use policy::compile::{EnforcementSettings, Established, NodeRules, POLICY_OWNER};
+use policy::compile::{EnforcementSettings, Established, NodeRules};
+use policy::guard::no_rules;
 use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex, TunnelJudge};
 use policy::{PlainPod, PlainWorld, PolicyTerms};
 use ruleset::{Ruleset, TableKind};
-use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use testkit::TestNetns;
 use testkit::probe::{Flow, Listener, Listeners};
 
-use crate::support::sh;
+use crate::support::{Way, sh};
+
+#[path = "node/drift.rs"]
+mod drift;
 
 /// A packet that is dropped costs the whole of it.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -44,8 +48,10 @@ struct Lab {
     outside: TestNetns,
     world: PlainWorld,
     index: PolicyIndex,
+    settings: EnforcementSettings,
     rules: NodeRules,
-    table: PartedTable,
+    table: PartedRules,
+    is_loaded: bool,
     _listeners: Vec<Listeners>,
 }
 
@@ -57,8 +63,35 @@ pub(crate) fn link(node: &TestNetns, other: &TestNetns, name: &str, addresses: [
     other.ip(routes).unwrap();
 }
 
+fn settings(way: Way) -> EnforcementSettings {
+    EnforcementSettings { backend: way.backend(), ..EnforcementSettings::default() }
+}
+
+/// Everything of policies, in nf_tables with handles, and how many packets its rules have counted, which a rule that is written again has not.
+fn listed(node: &TestNetns, way: Way) -> (String, u64) {
+    let text = match way {
+        Way::Nft => sh(node, &format!("nft -a list table {TABLE}")),
+        Way::Iptables(variant) => sh(
+            node,
+            &format!(
+                "iptables-{variant}-save -c -t mangle; ip6tables-{variant}-save -c -t mangle; ipset save"
+            ),
+        ),
+    };
+    let (mut rest, mut counted) = (String::new(), 0);
+    for line in text.lines().filter(|line| !line.starts_with(['#', ':'])) {
+        let (before, after) =
+            line.split_once("counter packets ").or_else(|| line.split_once('[')).unwrap_or((line, ""));
+        let end = after.find([' ', ':']).unwrap_or(0);
+        counted += after[..end].parse().unwrap_or(0);
+        let after = after.split_once(['y', ']']).map_or(after, |(_, after)| after);
+        rest += &format!("{before}{after}\n");
+    }
+    (rest, counted)
+}
+
 impl Lab {
-    fn new(settings: EnforcementSettings) -> Self {
+    fn new(way: Way, settings: EnforcementSettings) -> Self {
         let [node, a, b, outside] = std::array::from_fn(|_| TestNetns::new().unwrap());
         node.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
         let routes = ["route add 10.1.0.1 dev eth0", "route add default via 10.1.0.1"];
@@ -72,7 +105,7 @@ impl Lab {
         let listeners = [&node, &a, &b, &outside].map(|ns| Listeners::start(ns, both()).unwrap());
         let host = Host::open(node.path()).unwrap();
         let table =
-            host.enter(|inside| PartedTable::open(inside, POLICY_OWNER, TableKind::Mangle)).unwrap().unwrap();
+            PartedRules::open(host, way.backend(), way.iptables(), no_rules(), TableKind::Mangle).unwrap();
         Self {
             node,
             a,
@@ -80,15 +113,17 @@ impl Lab {
             outside,
             world: PlainWorld::default(),
             index: PolicyIndex::default(),
+            settings,
             rules: NodeRules::new(settings),
             table,
+            is_loaded: false,
             _listeners: listeners.into(),
         }
     }
 
     /// With its pods and these policies: `b` lets `a` in, and `a` may reach nothing but `b`, both at port 8080.
-    fn isolated(settings: EnforcementSettings) -> Self {
-        let mut lab = Self::new(settings);
+    fn isolated(way: Way, settings: EnforcementSettings) -> Self {
+        let mut lab = Self::new(way, settings);
         lab.put_pod("a", "10.1.0.2", &json!({"app": "a"}));
         lab.put_pod("b", "10.1.0.3", &json!({"app": "b"}));
         let port = json!([{"port": 8080}]);
@@ -103,6 +138,7 @@ impl Lab {
             "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "b"}}}], "ports": port}]}),
         );
         assert_eq!(lab.ensure(Thoroughness::Everything), Change::Fresh);
+        lab.is_loaded = true;
         lab
     }
 
@@ -117,16 +153,15 @@ impl Lab {
     }
 
     /// What an event changes, also in the kernel where it has the table.
-    fn apply(&mut self, effects: &[PolicyEffect], is_loaded: bool) {
+    fn apply(&mut self, effects: &[PolicyEffect]) {
         for delta in self.rules.apply(effects, &self.index) {
-            if is_loaded {
+            if self.is_loaded {
                 self.table.change(&delta).unwrap();
             }
         }
     }
 
     fn put_pod(&mut self, name: &str, address: &str, labels: &Value) {
-        let is_loaded = self.is_loaded();
         let object = json!({"metadata": {"labels": labels}, "spec": {"nodeName": "n1", "containers": []},
             "status": {"phase": "Running", "podIPs": [{"ip": address}]}});
         let facts: facts::Peer = serde_json::from_value(object).unwrap();
@@ -140,20 +175,15 @@ impl Lab {
         let named = LocalName { namespace: "x".into(), name: name.into() };
         let mut effects = self.index.local_pod(&self.world, &named, Some(local));
         effects.extend(self.index.pod(&self.world, &addresses));
-        self.apply(&effects, is_loaded);
+        self.apply(&effects);
     }
 
     fn put_policy(&mut self, name: &str, spec: Value) {
-        let is_loaded = self.is_loaded();
         let mut object = json!({"metadata": {"namespace": "x", "name": name}});
         object["spec"] = spec;
         let terms = PolicyTerms::from(&serde_json::from_value::<facts::NetworkPolicy>(object).unwrap());
         let effects = self.index.policy(&self.world, &terms.name.clone(), Some(terms));
-        self.apply(&effects, is_loaded);
-    }
-
-    fn is_loaded(&self) -> bool {
-        sh(&self.node, "nft list tables").contains(TABLE)
+        self.apply(&effects);
     }
 
     /// Whether a listener answers at the port.
@@ -190,17 +220,26 @@ fn assert_isolated(lab: &Lab) {
 
 #[test]
 fn a_nodes_rules_judge_the_ends_of_connections() {
-    let mut lab = Lab::new(EnforcementSettings::default());
-    let others = sh(&lab.node, "nft list ruleset");
+    at_once(&Way::ALL, are_ends_judged);
+}
+
+fn are_ends_judged(way: Way) {
+    let mut lab = Lab::new(way, settings(way));
+    let others = sh(&lab.node, OTHERS);
     assert!(lab.reaches(&lab.outside, "192.0.2.1:30080") && lab.reaches(&lab.a, "10.96.0.11:80"));
-    lab = Lab::isolated(EnforcementSettings::default());
+    lab = Lab::isolated(way, settings(way));
     assert_isolated(&lab);
-    assert!(sh(&lab.node, "nft list ruleset").contains("np:x/b-in#0"));
     // What is right is not touched; who starts anew finds what it would write.
-    let before = sh(&lab.node, &format!("nft -a list table {TABLE}"));
-    lab.rules = NodeRules::of(&lab.index, EnforcementSettings::default(), &|_| true);
-    assert_eq!(lab.ensure(Thoroughness::Everything), Change::None);
-    assert_eq!(sh(&lab.node, &format!("nft -a list table {TABLE}")), before);
+    let before = listed(&lab.node, way);
+    assert!(before.1 > 0 && (way != Way::Nft || before.0.contains("np:x/b-in#0")), "{before:?}");
+    lab.rules = NodeRules::of(&lab.index, lab.settings, &|_| true);
+    let host = Host::open(lab.node.path()).unwrap();
+    lab.table =
+        PartedRules::open(host, way.backend(), way.iptables(), no_rules(), TableKind::Mangle).unwrap();
+    assert_eq!(lab.ensure(Thoroughness::Everything), Change::None, "{way:?}");
+    let after = listed(&lab.node, way);
+    assert_eq!(after.0, before.0, "{way:?}");
+    assert!(after.1 >= before.1, "{way:?}: {} packets, before {}", after.1, before.1);
     // The client of the node's port is judged by its own address.
     lab.put_policy(
         "out-in",
@@ -209,61 +248,31 @@ fn a_nodes_rules_judge_the_ends_of_connections() {
     );
     assert!(lab.reaches(&lab.outside, "192.0.2.1:30080") && lab.reaches(&lab.outside, "10.1.0.3:8080"));
     assert!(!lab.reaches(&lab.outside, "10.1.0.3:9090") && lab.reaches(&lab.a, "10.96.0.10:80"));
-    assert_eq!(lab.ensure(Thoroughness::Everything), Change::None, "events come to the same");
+    assert_eq!(lab.ensure(Thoroughness::Everything), Change::None, "{way:?}: events come to the same");
     assert_eq!(lab.table.remove().unwrap(), Change::Fresh);
-    let zero = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
-    assert_eq!(zero(&sh(&lab.node, "nft list ruleset")), zero(&others), "rules of others stay");
+    assert_eq!(lab.table.remove().unwrap(), Change::None, "{way:?}");
+    assert_eq!(
+        digits_as_one(&sh(&lab.node, OTHERS)),
+        digits_as_one(&others),
+        "{way:?}: rules of others stay"
+    );
+    let left = sh(&lab.node, "ipset list -n; nft list ruleset; iptables-legacy-save; ip6tables-legacy-save");
+    assert!(!left.contains("istio") && !left.contains("ISTIO"), "{way:?}: {left}");
 }
 
-#[test]
-fn whatever_others_do_to_a_nodes_rules_is_put_right() {
-    let mut lab = Lab::isolated(EnforcementSettings::default());
-    let map = sh(&lab.node, &format!("nft list map {TABLE} istio-np-ingress-v4"));
-    let chain = map.split("jump ").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
-    for (drift, thoroughness) in [
-        (format!("flush table {TABLE}"), Thoroughness::Rules),
-        (format!("flush chain {TABLE} {chain}"), Thoroughness::Rules),
-        (format!("insert rule {TABLE} {chain} accept"), Thoroughness::Rules),
-        (format!("add set {TABLE} theirs {{ type ipv4_addr ; }}"), Thoroughness::Rules),
-        (format!("add chain {TABLE} theirs\nadd rule {TABLE} {chain} jump theirs"), Thoroughness::Rules),
-        (format!("insert rule {TABLE} postrouting accept"), Thoroughness::Rules),
-        (format!("delete chain {TABLE} postrouting-late"), Thoroughness::Rules),
-        (format!("flush map {TABLE} istio-np-egress-v4"), Thoroughness::Everything),
-        (
-            format!(
-                "delete element {TABLE} istio-np-ingress-v4 {{ 10.1.0.3 }}\n\
-                 add element {TABLE} istio-np-ingress-v4 {{ 10.1.0.3 : accept, 10.9.9.9 : accept }}"
-            ),
-            Thoroughness::Everything,
-        ),
-        (format!("delete table {TABLE}"), Thoroughness::Rules),
-        ("add table inet istio-policy-mangle { flags dormant ; }".to_owned(), Thoroughness::Rules),
-    ] {
-        lab.node.nft(&drift).unwrap();
-        assert_ne!(lab.ensure(thoroughness), Change::None, "{drift}");
-        assert_eq!(lab.ensure(Thoroughness::Everything), Change::None, "after {drift}");
-    }
-    assert_isolated(&lab);
+fn at_once(ways: &[Way], test: impl Fn(Way) + Sync) {
+    std::thread::scope(|scope| {
+        for way in ways {
+            scope.spawn(|| test(*way));
+        }
+    });
 }
 
-#[test]
-fn a_flush_is_heard_and_repaired_at_once() {
-    let mut lab = Lab::isolated(EnforcementSettings::default());
-    lab.table.heard().unwrap();
-    sh(&lab.node, "nft flush ruleset");
-    let begun = Instant::now();
-    let timeout = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
-    let ready = poll(&mut [PollFd::from_borrowed_fd(lab.table.descriptor(), PollFlags::IN)], Some(&timeout));
-    assert_eq!(ready.unwrap(), 1);
-    assert!(lab.table.heard().unwrap().commits.iter().any(|commit| !commit.is_own()));
-    assert_eq!(lab.ensure(Thoroughness::Rules), Change::Fresh);
-    let took = begun.elapsed();
-    println!("repaired in {took:?}");
-    // Milliseconds on an idle machine.
-    assert!(took < Duration::from_secs(1), "{took:?}");
-    assert!(!lab.reaches(&lab.outside, "10.1.0.3:8080") && lab.reaches(&lab.a, "10.1.0.3:8080"));
-    // Transactions of its own are no news.
-    assert!(lab.table.heard().unwrap().commits.iter().all(kernel::watch::RulesetCommit::is_own));
+/// What is there of others.
+const OTHERS: &str = "nft list table ip proxy";
+
+fn digits_as_one(text: &str) -> String {
+    text.replace(|c: char| c.is_ascii_digit(), "")
 }
 
 /// Answers each byte of one connection, until it ends.
@@ -282,8 +291,12 @@ fn goes_on(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn a_connection_that_is_denied_now_ends_or_goes_on_by_the_setting() {
+    at_once(&Way::ALL, goes_on_by_the_setting);
+}
+
+fn goes_on_by_the_setting(way: Way) {
     for established in [Established::Cut, Established::Keep] {
-        let mut lab = Lab::isolated(EnforcementSettings { established, ..EnforcementSettings::default() });
+        let mut lab = Lab::isolated(way, EnforcementSettings { established, ..settings(way) });
         lab.put_policy(
             "more",
             json!({"podSelector": {"matchLabels": {"app": "b"}}, "ingress": [
@@ -334,7 +347,11 @@ socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM).sendto(frame, ('eth0', 0x0800
 
 #[test]
 fn frames_of_a_pods_own_making_do_not_get_out() {
-    let mut lab = Lab::isolated(EnforcementSettings::default());
+    at_once(&[Way::Nft, Way::Iptables(Variant::Nft)], do_frames_stay);
+}
+
+fn do_frames_stay(way: Way) {
+    let mut lab = Lab::isolated(way, settings(way));
     lab.a.nft("add table inet own\nadd chain inet own sent { type filter hook output priority 0 ; policy drop ; }").unwrap();
     let counted = "add table ip seen\nadd chain ip seen left { type filter hook postrouting priority 150 ; }\n\
                    add rule ip seen left oifname out udp dport 5555 counter";
