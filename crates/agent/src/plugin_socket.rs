@@ -10,8 +10,8 @@ use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
 use rundir::pods::RestoreRequest;
 use rundir::{
-    AgentStatus, CONFLICTS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, PODS_PATH, PREPARE_PATH,
-    RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH,
+    AgentStatus, CONFLICTS_PATH, DENIALS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, PODS_PATH,
+    PREPARE_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH,
 };
 use serde::Serialize;
 use telemetry::Scope;
@@ -72,6 +72,9 @@ impl Handler for PluginSocket {
             (&Method::POST, None) if uri.path() == RESTORE_PATH => self.restore(&body).await,
             (&Method::POST, None) if uri.path() == PREPARE_PATH => {
                 self.policies.prepare(&body, request.extensions().get::<Descriptor>().cloned()).await
+            }
+            (&Method::GET, None) if uri.path() == DENIALS_PATH => {
+                self.policies.denials(uri.query().unwrap_or_default())
             }
             (&Method::POST, None) if uri.path() == RELEASE_PATH => self.policies.release(&body).await,
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use enforcement::DenialBook;
 use hyper::StatusCode;
 use policy::snapshot::PolicySnapshot;
 use rundir::policy::{PrepareAnswer, PrepareRequest, ReleaseRequest};
@@ -44,8 +45,8 @@ pub(crate) trait PolicyHandle: Send + Sync + 'static {
 /// What the task of policies comes to later.
 pub(crate) type PolicyFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Answers plugins; nothing where policies are not enforced.
-pub(crate) struct PolicySocket(pub(crate) Option<Arc<dyn PolicyHandle>>);
+/// Answers plugins, and whoever asks what was denied; nothing where policies are not enforced.
+pub(crate) struct PolicySocket(pub(crate) Option<Arc<dyn PolicyHandle>>, pub(crate) Option<Arc<DenialBook>>);
 
 impl PolicySocket {
     /// A pod is about to start. An agent that enforces no policies says that none isolates it.
@@ -64,6 +65,18 @@ impl PolicySocket {
                 }
             }
         }
+    }
+
+    /// What was denied: all that is kept, or what is newer than a number.
+    pub(crate) fn denials(&self, query: &str) -> ServedAnswer {
+        let Some(book) = &self.1 else {
+            return text(
+                StatusCode::NOT_FOUND,
+                "network policies are not enforced here; see POLICY_ENFORCEMENT\n",
+            );
+        };
+        let after = query.split('&').find_map(|pair| pair.strip_prefix("after=")?.parse().ok());
+        answer(&book.report(after.unwrap_or_default()))
     }
 
     /// Pods are gone.

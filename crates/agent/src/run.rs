@@ -29,7 +29,7 @@ use crate::log_socket::LogSocket;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::pods_report::PodsReporter;
-use crate::policy::PodPointKeeper;
+use crate::policy::{DenialReader, PodPointKeeper};
 use crate::policy_socket::PolicySocket;
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::Sidecars;
@@ -94,6 +94,7 @@ pub(crate) struct Agent {
     /// Absent where NetworkPolicies are not enforced.
     pub(crate) policies: Option<Policies>,
     pub(crate) pod_point: Option<Arc<PodPointKeeper>>,
+    pub(crate) denials: Option<Arc<DenialReader>>,
     /// The node's taint.
     pub(crate) taint: NodeTaint,
     /// What becomes of this agent, by what was seen last.
@@ -192,6 +193,7 @@ impl Agent {
         let ambient = shared.ambient(&verifier);
         let sidecars = shared.sidecars(&ambient, &verifier, &log);
         let (policies, pod_point) = watches.and_then(|watches| shared.policies(watches)).unzip();
+        let denials = shared.denials(policies.as_ref());
         verifier.verify(vec![ambient.clone(), sidecars.clone()]);
         verifier.answer_metrics()?;
         let agent = Self {
@@ -211,6 +213,7 @@ impl Agent {
             sidecars,
             policies,
             pod_point,
+            denials,
             outlook: watch::Sender::default(),
             journal,
             options: reader,
@@ -303,7 +306,7 @@ impl Agent {
                 sidecars: self.sidecars.clone(),
                 verifier: self.verifier.clone(),
             },
-            policies: PolicySocket(policies),
+            policies: PolicySocket(policies, self.denials.as_ref().map(|denials| denials.book().clone())),
             log: self.log.clone(),
         };
         tasks.spawn(self.clone().socket(plugin_socket::MODE, HealthPart::PluginSocket, plugins));

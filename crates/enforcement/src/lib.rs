@@ -6,6 +6,7 @@
 
 mod changes;
 mod config;
+mod denials;
 mod pod_book;
 mod point;
 mod points;
@@ -19,12 +20,14 @@ use cluster::kind::NetworkPolicies;
 use cluster::{Cluster, ObjectSelection, Objects, Peers, Shared, Wanted};
 use facts::{NetworkPolicy, PodRef};
 use policy::snapshot::PolicySnapshot;
+use rundir::denials::DenialRecord;
 use telemetry::Scope;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use changes::Inbox;
 pub use config::{PointChoice, PolicyConfig, Unprepared};
+pub use denials::{CountedDenials, DenialBatch, DenialBook, DenialEvent, DenialEvents, DeniedPacket};
 pub use pod_book::{PodBook, PodJob, SetContent, SetJob};
 pub use point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 use points::Points;
@@ -117,6 +120,8 @@ enum Request {
     Prepare(PodToPrepare, oneshot::Sender<Result<PreparedPod, NotPrepared>>),
     Release(PodRef, oneshot::Sender<()>),
     Snapshot(oneshot::Sender<Option<PolicySnapshot>>),
+    /// And gives the batch back.
+    Denied(DenialBatch, oneshot::Sender<(DenialBatch, Vec<DenialRecord>)>),
 }
 
 // === impl PolicyWatches ===
@@ -175,6 +180,13 @@ impl Policies {
         answered.await.ok()?
     }
 
+    /// The records of what rules have logged, for [`DenialBook::take`]. Nothing when the task has ended.
+    pub async fn denied(&self, batch: DenialBatch) -> Option<(DenialBatch, Vec<DenialRecord>)> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::Denied(batch, answer)).await.ok()?;
+        answered.await.ok()
+    }
+
     /// Another number after each turn, in which something may have changed. It ends with the task.
     pub fn turns(&self) -> watch::Receiver<u64> {
         self.turns.subscribe()
@@ -226,8 +238,8 @@ impl Policies {
             if turn.look.is_some() {
                 looked = Instant::now();
             }
-            // Who writes snapshots would ask without end.
-            let is_question = matches!(turn.request, Some(Request::Snapshot(_)));
+            // Who writes snapshots would ask without end, and denials change nothing.
+            let is_question = matches!(turn.request, Some(Request::Snapshot(_) | Request::Denied(..)));
             let work = tokio::task::spawn_blocking(move || {
                 let done = state.act(turn);
                 (state, done)
@@ -284,6 +296,10 @@ impl PolicyState {
                 let _ = answer.send(());
             }
             Some(Request::Snapshot(answer)) => drop(answer.send(self.snapshot())),
+            Some(Request::Denied(batch, answer)) => {
+                let records = self.denied(&batch);
+                drop(answer.send((batch, records)));
+            }
         }
         done
     }

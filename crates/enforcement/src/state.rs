@@ -10,10 +10,12 @@ use facts::{LabelSet, NetworkPolicy, PodRef};
 use policy::index::{LocalFacts, LocalName, PodClasses, PolicyEffect, PolicyIndex, TunnelJudge};
 use policy::snapshot::PolicySnapshot;
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
+use rundir::denials::DenialRecord;
 use tokio::sync::watch;
 
 use super::StartedPods;
 use super::changes::{Changes, Inbox};
+use super::denials::{DenialBatch, LoggedClasses, join};
 use super::point::{EnforcementPoint, PointError, PointLook};
 use super::points::Points;
 use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
@@ -41,6 +43,8 @@ pub(super) struct PolicyState {
     stage: FollowStage,
     /// Whether a point has to adopt the index.
     behind: bool,
+    /// What rules log is known by.
+    logged: LoggedClasses,
     /// Pods whose addresses a plugin told and that nobody else knows, as it was when this was looked at last.
     unknown: BTreeSet<ObjectKey>,
 }
@@ -109,6 +113,7 @@ impl PolicyState {
             started,
             stage: FollowStage::Lists,
             behind: true,
+            logged: LoggedClasses::default(),
             unknown: BTreeSet::new(),
         }
     }
@@ -175,8 +180,16 @@ impl PolicyState {
         Some(PolicySnapshot::of(&self.index, Vec::new(), namespaces.collect(), BTreeMap::new()))
     }
 
-    /// Forgets pods that never came to be: nobody has known them twice in a row.
+    /// Says whose packets were denied, and by which policies.
+    pub(super) fn denied(&self, batch: &DenialBatch) -> Vec<DenialRecord> {
+        let peers = self.sources.peers.read();
+        let world = world(&peers, &self.local, &self.namespaces);
+        join(batch, &world, self.local.own_node(), (&self.index, &self.logged))
+    }
+
+    /// Forgets pods that never came to be: nobody has known them twice in a row. And classes that are gone as long.
     pub(super) fn sweep(&mut self) {
+        self.logged.sweep(&self.index);
         let cluster = self.sources.cluster.clone();
         let (before, mut unknown) = (std::mem::take(&mut self.unknown), BTreeSet::new());
         let gone = self.local.retain(|key| {
@@ -237,6 +250,7 @@ impl PolicyState {
             index.local_pod(&world, &name_of(&pod.key()), Some(local_facts(&pod)));
         }
         self.index = index;
+        self.logged.note_all(&self.index);
         self.stage = FollowStage::Follows;
         self.behind = true;
     }
@@ -284,6 +298,7 @@ impl PolicyState {
     }
 
     fn apply(&mut self, effects: &[PolicyEffect]) {
+        self.logged.note(effects);
         // Who is behind adopts everything, and that with it.
         if !effects.is_empty() && !self.behind {
             self.behind = !self.points.apply(effects, &self.index);

@@ -137,6 +137,11 @@ impl ClusterPod<'_> {
         ObjectKey::new(self.0.namespace(), self.0.name())
     }
 
+    /// The node that it runs on.
+    pub(super) fn node(&self) -> &str {
+        self.0.node()
+    }
+
     /// Its labels by themselves.
     pub(super) fn label_set(&self) -> LabelSet {
         self.0.labels().collect()
@@ -175,6 +180,11 @@ impl PolicyPod for ClusterPod<'_> {
 impl LocalPods {
     pub(super) fn new(node: &str, takes_unplaced: bool) -> Self {
         Self { node: node.into(), takes_unplaced, prepared: Peers::default(), released: BTreeMap::new() }
+    }
+
+    /// This node's name.
+    pub(super) fn own_node(&self) -> &str {
+        &self.node
     }
 
     /// Whether a pod runs on this node.

@@ -34,6 +34,7 @@ fn run(input: &[u8]) -> Outcome {
         crate::route::tests::read(&open),
         crate::sockets::tests::read(&open),
         crate::conntrack::read_entries(&open),
+        crate::nflog::read_packets(&open),
         crate::watch::tests::read(&open, input),
     ];
     let few = |found: usize| found.min(3);

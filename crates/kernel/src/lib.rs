@@ -14,6 +14,7 @@ pub mod iptables;
 mod keyed;
 pub mod kubelet;
 mod netlink;
+pub mod nflog;
 pub mod nft;
 pub mod observed;
 mod order;

@@ -5,6 +5,7 @@ mod cluster;
 mod conflicts;
 mod guards;
 mod plugin;
+mod policy;
 mod register;
 mod repair;
 mod verification;
@@ -23,6 +24,7 @@ use cluster::ClusterMetrics;
 use conflicts::ConflictMetrics;
 use guards::GuardMetrics;
 use plugin::PluginMetrics;
+use policy::PolicyMetrics;
 use register::Register;
 use repair::RepairMetrics;
 use serve::{CountClosed, Handler, ServedAnswer, text};
@@ -45,6 +47,7 @@ pub struct Metrics {
     leftover_pods: IntGauge,
     live_updates: IntCounterVec,
     plugin: PluginMetrics,
+    policy: PolicyMetrics,
     cluster: ClusterMetrics,
     repair: RepairMetrics,
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
@@ -90,6 +93,7 @@ impl Metrics {
                 &["result"],
             )?,
             plugin: PluginMetrics::new(&make)?,
+            policy: PolicyMetrics::new(&make)?,
             cluster: ClusterMetrics::new(&make)?,
             repair: RepairMetrics::new(&make)?,
             ambient: ambient.then(|| AmbientMetrics::new(&make)).transpose()?,

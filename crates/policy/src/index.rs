@@ -212,6 +212,11 @@ impl PolicyIndex {
         self.pods.get(pod).map(|pod| &pod.classes)
     }
 
+    /// The classes that pods of the node have.
+    pub fn classes(&self) -> impl Iterator<Item = &Arc<PolicyClass>> {
+        self.classes.keys()
+    }
+
     /// The pods of the node with the policies that select them.
     pub fn pods(&self) -> impl Iterator<Item = (&LocalName, &LocalFacts, &PodClasses)> {
         self.pods.iter().map(|(name, pod)| (name, &pod.facts, &pod.classes))

@@ -31,5 +31,5 @@ pub use flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic, ZTUNNEL_MARK};
 pub use plain::{PlainPod, PlainWorld};
 pub use services::{MixedService, ServiceVerdicts, service_verdicts};
 pub use terms::{PolicyName, PolicyTerms, Section, TrafficDirection};
-pub use verdict::{FlowVerdict, Ground, Judgement, RuleRef, verdict};
+pub use verdict::{FlowVerdict, Ground, Judgement, MissedPart, NearestMiss, RuleRef, nearest_miss, verdict};
 pub use world::{PolicyPod, PolicyWorld, ServiceAddress, ServiceWorld, World};

@@ -2,6 +2,7 @@
 //!
 //! It does not look at how rules are written for a kernel, so that it can say what they should do.
 
+mod near;
 #[cfg(test)]
 mod tests;
 mod told;
@@ -15,6 +16,7 @@ use crate::terms::{
     PeerTerm, PodTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection,
 };
 use crate::world::{PolicyPod, PolicyWorld, World};
+pub use near::{MissedPart, NearestMiss, nearest_miss};
 
 /// The verdict on both ends of a connection. It needs both.
 #[derive(Debug, Clone, PartialEq, Eq)]

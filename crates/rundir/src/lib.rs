@@ -6,7 +6,8 @@
 //! [`pods::PodsReport`], with `?fresh=1` after a full look at each pod; `POST /v1/restore` takes a [`pods::RestoreRequest`] and is answered with
 //! [`pods::RestoreReport`]; `GET /v1/conflicts` is answered with [`pods::ConflictsReport`]; `POST /v1/policy/prepare` takes a
 //! [`policy::PrepareRequest`], with the pod's network namespace as a descriptor, and is answered with [`policy::PrepareAnswer`] when the pod may
-//! start; `POST /v1/policy/release` takes a [`policy::ReleaseRequest`] and is answered when the addresses may be given to others.
+//! start; `POST /v1/policy/release` takes a [`policy::ReleaseRequest`] and is answered when the addresses may be given to others;
+//! `GET /v1/policy/denials` is answered with [`denials::DenialsReport`], with `?after=<number>` of newer records only.
 
 pub mod note;
 mod wire;
@@ -15,7 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use wire::{AgentStatus, AmbientOptions, Holder, OperationReport, Outcome, Phases};
-pub use wire::{pods, policy};
+pub use wire::{denials, pods, policy};
 
 /// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
 pub const SOCKET_NAME: &str = "agent.sock";
@@ -44,6 +45,8 @@ pub const PREPARE_PATH: &str = "/v1/policy/prepare";
 pub const RELEASE_PATH: &str = "/v1/policy/release";
 /// Path of [`pods::ConflictsReport`] on the socket.
 pub const CONFLICTS_PATH: &str = "/v1/conflicts";
+/// Path of [`denials::DenialsReport`] on the socket.
+pub const DENIALS_PATH: &str = "/v1/policy/denials";
 
 /// Directory of last known facts in the run directory, and in the state directory: a file of [`facts::Facts`] for each pod of the node, see [`facts_file`].
 pub const FACTS_DIR: &str = "facts";

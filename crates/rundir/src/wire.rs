@@ -1,5 +1,6 @@
 //! What the plugin and `cnictl` hear of the agent, and the agent of them. Members may be added; readers skip what they do not know.
 
+pub mod denials;
 pub mod pods;
 pub mod policy;
 

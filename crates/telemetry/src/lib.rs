@@ -18,6 +18,6 @@ mod stderr;
 pub use file::{BACKUP_MAX_AGE, FILE_MAX_BYTES, FILE_NAME, is_log_file};
 pub use journal::{BadLevels, Journal, Levels, Relayed, Scope};
 pub use level::Level;
-pub use line::Label;
+pub use line::{Label, time_text};
 pub use logger::Logger;
 pub use socket::MAX_POST;

@@ -39,6 +39,11 @@ pub(crate) enum Stamp<'a> {
     Written(&'a str),
 }
 
+/// A moment as log lines have it, in RFC 3339's form: `2026-08-01T09:30:00.000001Z`.
+pub fn time_text(moment: SystemTime) -> String {
+    LineTime(Utc::from(moment)).to_string()
+}
+
 /// Appends a line of JSON: `level`, `time`, `scope`, `msg`, the labels already rendered, then `labels`, and a newline.
 pub(crate) fn write_json(
     out: &mut Vec<u8>,

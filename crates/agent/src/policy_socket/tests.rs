@@ -70,7 +70,7 @@ async fn prepared(socket: &PolicySocket, body: &str) -> (StatusCode, String) {
 
 #[tokio::test(start_paused = true)]
 async fn a_plugin_hears_in_time_whether_the_pod_may_start() {
-    let socket = |pause, answer| PolicySocket(Some(FakePolicies::new(pause, answer)));
+    let socket = |pause, answer| PolicySocket(Some(FakePolicies::new(pause, answer)), None);
     let body = serde_json::to_string(&PrepareRequest { name: "web".into(), ..Default::default() }).unwrap();
     let (status, text) = prepared(&socket(Duration::ZERO, Ok(isolated())), &body).await;
     assert_eq!((status, serde_json::from_str(&text).ok()), (StatusCode::OK, Some(isolated())));
@@ -87,16 +87,16 @@ async fn a_plugin_hears_in_time_whether_the_pod_may_start() {
 
 #[tokio::test]
 async fn an_agent_that_enforces_nothing_isolates_nobody() {
-    let (status, text) = prepared(&PolicySocket(None), "{}").await;
+    let (status, text) = prepared(&PolicySocket(None, None), "{}").await;
     let answer: PrepareAnswer = serde_json::from_str(&text).unwrap();
     assert_eq!((status, answer.isolation, answer.in_force), (StatusCode::OK, Isolation::default(), true));
-    assert_eq!(said(PolicySocket(None).release(b"{}").await).await.0, StatusCode::OK);
+    assert_eq!(said(PolicySocket(None, None).release(b"{}").await).await.0, StatusCode::OK);
 }
 
 #[tokio::test]
 async fn pods_that_are_gone_are_released() {
     let policies = FakePolicies::new(Duration::ZERO, Ok(isolated()));
-    let socket = PolicySocket(Some(policies.clone()));
+    let socket = PolicySocket(Some(policies.clone()), None);
     let gone = ReleasedPod { name: "web".into(), ..ReleasedPod::default() };
     let request = ReleaseRequest { pods: vec![gone.clone()] };
     let answer = socket.release(&serde_json::to_vec(&request).unwrap()).await;

@@ -1,9 +1,10 @@
 //! The parts of an agent, each with what it needs of the others.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use cluster::{Cluster, Writer};
-use enforcement::{Policies, PolicyParts, PolicyPoint, PolicyWatches};
+use enforcement::{DenialBook, Policies, PolicyParts, PolicyPoint, PolicyWatches};
 use telemetry::{Journal, Scope};
 use tokio::sync::Notify;
 
@@ -15,7 +16,8 @@ use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
 use crate::policy::{
-    NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, node_settings, standing, started,
+    DenialParts, DenialReader, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, node_settings,
+    standing, started,
 };
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
@@ -117,6 +119,23 @@ impl SharedParts<'_> {
             log,
         };
         Some((Policies::new(parts, watches), keeper))
+    }
+
+    /// What hears of denials, where policies are enforced.
+    pub(super) fn denials(&self, policies: Option<&Policies>) -> Option<Arc<DenialReader>> {
+        let (policies, policy) = (policies?.clone(), self.config.policy.as_ref()?);
+        let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let run = format!("{}-{}", std::process::id(), begun.as_micros());
+        Some(DenialReader::new(DenialParts {
+            policies,
+            book: Arc::new(DenialBook::new(&self.config.node, run)),
+            cluster: self.cluster.clone(),
+            config: self.config.ambient.clone(),
+            rejects: policy.rejects,
+            events: self.events.clone(),
+            metrics: self.metrics.clone(),
+            log: self.journal.scope("policy"),
+        }))
     }
 
     pub(super) fn sidecars(

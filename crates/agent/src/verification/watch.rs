@@ -1,7 +1,7 @@
 //! Many kept sockets, waited for at once, on one thread.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use kernel::watch::KeptSockets;
@@ -30,11 +30,13 @@ impl NetnsWatch {
 
     /// Waits for these sockets, too. What comes is told once, by the number.
     pub(crate) fn add(&self, kept: &KeptSockets, number: u64) -> io::Result<()> {
-        for descriptor in kept.descriptors() {
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-            epoll::add(self.0.as_fd(), descriptor, epoll::EventData::new_u64(number), flags)?;
-        }
-        Ok(())
+        kept.descriptors().into_iter().try_for_each(|descriptor| self.wait_for(descriptor, number))
+    }
+
+    /// As [`Self::add`], for one socket.
+    pub(crate) fn wait_for(&self, descriptor: BorrowedFd<'_>, number: u64) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        Ok(epoll::add(self.0.as_fd(), descriptor, epoll::EventData::new_u64(number), flags)?)
     }
 }
 

@@ -23,3 +23,20 @@ pub(super) fn log(prefix: &str, class: &PolicyClass) -> Action {
 pub fn log_number(class: &PolicyClass) -> u64 {
     class.hash()
 }
+
+/// The number in a prefix, if it is one of ours.
+pub fn logged_number(prefix: &str) -> Option<u64> {
+    let number = prefix.strip_prefix(LOG_PREFIX).filter(|number| number.len() == 16)?;
+    u64::from_str_radix(number, 16).ok()
+}
+
+/// The chain of a class by its number, whose last rule counts what it denies.
+pub fn denying_chain(number: u64) -> String {
+    format!("istio-np-{number:016x}-n")
+}
+
+/// The number of the class whose [`denying_chain`] this is.
+pub fn denying_class(chain: &str) -> Option<u64> {
+    let number = chain.strip_prefix("istio-np-")?.strip_suffix("-n").filter(|number| number.len() == 16)?;
+    u64::from_str_radix(number, 16).ok()
+}

@@ -108,3 +108,31 @@ fn the_own_node_and_the_pod_itself_are_not_asked_about() {
     world.put_node("n", vec![address("10.0.0.1")]);
     assert_eq!(verdict(&world, &flow(1)).ingress.ground, Ground::NoRuleMatched);
 }
+
+#[test]
+fn the_nearest_rule_fails_by_its_port_before_it_fails_by_its_peer() {
+    let (mut world, everyone) = (world(), policy(Section::NetworkPolicy, &[(1, RuleAction::Accept)]));
+    world.put_policy(everyone.clone());
+    let miss = |rules: &PolicyTerms, port| {
+        let ends = (address("10.0.0.1"), address("10.0.0.2"), Traffic::Port(TCP, port));
+        nearest_miss(&world, TrafficDirection::Ingress, [rules].into_iter(), ends)
+            .map(|miss| (miss.rule, miss.missed))
+    };
+    assert_eq!(miss(&everyone, 2), Some((0, MissedPart::Port)));
+    assert_eq!(miss(&everyone, 1), None, "it is allowed");
+    let mut others = policy(Section::NetworkPolicy, &[(1, RuleAction::Accept), (2, RuleAction::Accept)]);
+    let nobody = PodTerm { namespaces: NamespaceTerm::Named("y".into()), labels: Selector::default() };
+    others.ingress.rules.iter_mut().for_each(|rule| {
+        rule.peers = Entries::Of([PeerTerm::Pods(nobody.clone())].into());
+    });
+    assert_eq!(miss(&others, 2), Some((1, MissedPart::Peer)));
+    assert_eq!(miss(&others, 3), Some((0, MissedPart::Both)));
+    assert_eq!(miss(&policy(Section::NetworkPolicy, &[]), 3), None, "there is no rule");
+    let told = NearestMiss {
+        policy: others.name,
+        direction: TrafficDirection::Ingress,
+        rule: 1,
+        missed: MissedPart::Peer,
+    };
+    assert_eq!(told.to_string(), "x/p ingress[1], by its peer");
+}

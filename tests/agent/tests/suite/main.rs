@@ -6,6 +6,7 @@ mod behind;
 mod cleanup;
 mod configuration;
 mod crowds;
+mod denials;
 mod descriptor;
 mod failure;
 mod floods;

@@ -1,0 +1,340 @@
+//! Hears what rules of policies log, and tells it: in the log, as Events, in the metrics, and to whoever asks at the agent's socket.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use cluster::Cluster;
+use enforcement::{
+    CountedDenials, DenialBatch, DenialBook, DenialEvents, DeniedPacket, EnforcementPoint, Policies,
+};
+use kernel::nflog::{LogRead, LogSocket, LoggedHeader, LoggedPacket};
+use kernel::nft::ChainCounts;
+use netns::{Inside, Netns};
+use policy::compile::{LOG_GROUP, POLICY_OWNER, denying_chain, denying_class, logged_number};
+use ruleset::TableKind;
+use rundir::denials::{DenialEnd, DenialRecord};
+use telemetry::Scope;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::MissedTickBehavior;
+
+use crate::ambient::{AmbientConfig, open_host};
+use crate::events::Events;
+use crate::verification::NetnsWatch;
+use metrics::Metrics;
+
+/// `reason` of Events about pods.
+const DENIED: &str = "NetworkPolicyDenied";
+/// Pause between two batches. The kernel keeps what comes meanwhile.
+const BETWEEN_BATCHES: Duration = Duration::from_millis(20);
+/// How often counters are read of policies that deny without a log.
+const COUNT: Duration = Duration::from_secs(10);
+/// Pause before a log is asked for again that cannot be had.
+const RETRY: Duration = Duration::from_secs(30);
+/// Of more classes all counters are read at once.
+const FEW_CLASSES: usize = 16;
+/// Most records of a batch that are told in the agent's own log.
+const MOST_LINES: usize = 20;
+
+/// What it needs of the agent.
+pub(crate) struct DenialParts {
+    pub(crate) policies: Policies,
+    pub(crate) book: Arc<DenialBook>,
+    pub(crate) cluster: Cluster,
+    /// Says where the node's network namespace is.
+    pub(crate) config: AmbientConfig,
+    /// Whether senders of denied packets are told.
+    pub(crate) rejects: bool,
+    pub(crate) events: Arc<Events>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: Scope,
+}
+
+/// See the module.
+pub(crate) struct DenialReader {
+    parts: DenialParts,
+    told: Mutex<DenialEvents>,
+}
+
+/// The log of one namespace.
+struct DenialSource {
+    point: EnforcementPoint,
+    socket: LogSocket,
+    counts: ChainCounts,
+    /// Addresses of the own node.
+    node: Arc<[IpAddr]>,
+}
+
+/// Why a log is not heard.
+#[derive(Debug, thiserror::Error)]
+enum DeafError {
+    #[error("enter the network namespace: {0}")]
+    Netns(#[from] netns::Error),
+    #[error("listen to group {LOG_GROUP} of nfnetlink_log: {0}")]
+    Log(kernel::NetlinkError),
+    #[error("{0}")]
+    Counts(#[from] kernel::nft::Error),
+    #[error("{0}")]
+    Addresses(#[from] kernel::route::Error),
+    #[error("wait for what rules log: {0}")]
+    Wait(#[from] std::io::Error),
+    #[error("{0}")]
+    Task(#[from] tokio::task::JoinError),
+    #[error("the agent ends")]
+    Ended,
+}
+
+// === impl DenialReader ===
+
+impl DenialReader {
+    pub(crate) fn new(parts: DenialParts) -> Arc<Self> {
+        Arc::new(Self { parts, told: Mutex::default() })
+    }
+
+    /// What is known of denials.
+    pub(crate) fn book(&self) -> &Arc<DenialBook> {
+        &self.parts.book
+    }
+
+    /// Hears logs until it is aborted.
+    pub(crate) async fn live(self: Arc<Self>) {
+        loop {
+            let error = match NetnsWatch::start() {
+                Ok((watch, events)) => self.hear_all(&watch, events).await,
+                Err(error) => error.into(),
+            };
+            let error = fault::chain(&error);
+            let text =
+                "what policies deny is not heard, so that it is only counted by the rules; it is tried again";
+            self.parts.log.warn(text, &[("path", &"denials"), ("error", &error)]);
+            self.parts.book.hears(Some(error));
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Until a log cannot be read any more.
+    async fn hear_all(&self, watch: &NetnsWatch, mut events: Receiver<u64>) -> DeafError {
+        let mut sources = BTreeMap::new();
+        match self.open_node().await {
+            Ok((place, source)) => {
+                if let Err(error) = watch.wait_for(source.socket.as_fd(), place) {
+                    return error.into();
+                }
+                sources.insert(place, source);
+            }
+            Err(error) => return error,
+        }
+        self.parts.book.hears(None);
+        self.parts.log.settled(&[("path", &"denials")]);
+        let mut count = tokio::time::interval(COUNT);
+        count.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let places: Vec<u64> = tokio::select! {
+                place = events.recv() => match place {
+                    Some(place) => vec![place],
+                    None => return DeafError::Ended,
+                },
+                _ = count.tick() => self.parts.book.active(Instant::now()),
+            };
+            for place in places {
+                let Some(source) = sources.remove(&place) else { continue };
+                match self.hear(place, source).await {
+                    Ok(source) => _ = sources.insert(place, source),
+                    Err(error) => return error,
+                }
+            }
+        }
+    }
+
+    async fn open_node(&self) -> Result<(u64, DenialSource), DeafError> {
+        let (config, book) = (self.parts.config.clone(), self.parts.book.clone());
+        let open = move || {
+            let host = open_host(&config)?;
+            let source = DenialSource::open(host.netns(), EnforcementPoint::Node, None, &book)?;
+            Ok((host.id().ino, source))
+        };
+        tokio::task::spawn_blocking(open).await?
+    }
+
+    /// Takes all that was logged in a namespace, and what was denied there without a log.
+    async fn hear(&self, place: u64, mut source: DenialSource) -> Result<DenialSource, DeafError> {
+        loop {
+            let mut batch = DenialBatch::new(source.point, place, self.parts.rejects, source.node.clone());
+            let read = source.read(&mut batch)?;
+            self.parts.book.lose(read.lost);
+            let silent = self.parts.book.silent(place, Instant::now());
+            if batch.is_empty() && silent.is_empty() {
+                return Ok(source);
+            }
+            let counting = move || {
+                let counted = source.count(&mut batch, &silent);
+                (source, batch, counted)
+            };
+            let (after, batch, counted) = tokio::task::spawn_blocking(counting).await?;
+            source = after;
+            for (class, packets) in counted? {
+                let (record, more) = self.parts.book.count(place, class, packets);
+                self.tell(record.as_slice(), more.as_slice());
+            }
+            if !batch.is_empty() {
+                // Without the task of policies the agent ends.
+                let Some((batch, records)) = self.parts.policies.denied(batch).await else {
+                    return Err(DeafError::Ended);
+                };
+                let (records, counted) = self.parts.book.take(&batch, records, Instant::now());
+                self.tell(&records, &counted);
+                tokio::time::sleep(BETWEEN_BATCHES).await;
+            }
+            if !read.has_more {
+                return Ok(source);
+            }
+        }
+    }
+
+    fn tell(&self, records: &[DenialRecord], counted: &[CountedDenials]) {
+        let DenialParts { metrics, log, .. } = &self.parts;
+        for CountedDenials { direction, namespace, policies, packets } in counted {
+            metrics.policy_denied(direction, namespace, policies, *packets);
+        }
+        records.iter().take(MOST_LINES).for_each(|record| tell_line(log, record));
+        for record in records {
+            self.write_event(record);
+        }
+    }
+
+    /// Nothing waits for it.
+    fn write_event(&self, record: &DenialRecord) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(event) = told.take(record, Instant::now()) else { return };
+        drop(told);
+        let index = self.parts.cluster.index();
+        let Some(pod) = index.pod(&event.namespace, &event.name).map(|pod| pod.pod_ref()) else { return };
+        drop(index);
+        let events = self.parts.events.clone();
+        tokio::spawn(async move { events.warn(&pod, DENIED, &event.message).await });
+    }
+}
+
+fn tell_line(log: &Scope, record: &DenialRecord) {
+    let policies = record.policy.selecting.join(", ");
+    let (Some(source), Some(destination)) = (&record.source, &record.destination) else {
+        let text = "policies have denied more packets than were logged";
+        let labels: [telemetry::Label<'_>; 3] = [
+            ("direction", &record.traffic_direction),
+            ("policies", &policies),
+            ("suppressed", &record.suppressed),
+        ];
+        return log.warn(text, &labels);
+    };
+    let (from, to) = (DenialEnd { port: None, ..source.clone() }.told(), destination.told());
+    let is_egress = record.traffic_direction == "EGRESS";
+    let pod = DenialEnd { port: None, ..if is_egress { source } else { destination }.clone() }.told();
+    let near = record
+        .policy
+        .nearest_miss
+        .as_ref()
+        .map(|near| format!("rule {} of {}, by its {}", near.rule, near.policy, near.missed));
+    let near = near.unwrap_or_else(|| "no rule".to_owned());
+    log.warn(
+        "policies deny a connection",
+        &[
+            ("pod", &pod),
+            ("direction", &record.traffic_direction),
+            ("source", &from),
+            ("destination", &to),
+            ("protocol", &record.protocol),
+            ("policies", &policies),
+            ("nearest", &near),
+            ("point", &record.point),
+            ("packets", &record.packets),
+            ("suppressed", &record.suppressed),
+        ],
+    );
+}
+
+fn packet(logged: &LoggedPacket<'_>) -> Option<DeniedPacket> {
+    let header = LoggedHeader::read(logged.packet)?;
+    Some(DeniedPacket {
+        class: logged_number(&logged.prefix),
+        source: header.source,
+        destination: header.destination,
+        protocol: header.protocol,
+        ports: header.ports,
+        icmp: header.icmp.map(|icmp| (icmp.kind, icmp.code)),
+        tcp_flags: header.tcp_flags.map(|flags| flags.to_string()).unwrap_or_default(),
+    })
+}
+
+// === impl DenialSource ===
+
+impl DenialSource {
+    /// Listens in a namespace. What rules there have counted already is not told again. `node` are the own node's addresses; nothing: those of this
+    /// namespace.
+    fn open(
+        netns: &Netns,
+        point: EnforcementPoint,
+        node: Option<Arc<[IpAddr]>>,
+        book: &DenialBook,
+    ) -> Result<Self, DeafError> {
+        let place = netns.id().ino;
+        let open = |inside: &Inside| -> Result<_, DeafError> {
+            let mut counts = ChainCounts::open(inside, POLICY_OWNER, TableKind::Mangle)?;
+            for (chain, counted) in counts.of_last_rules(None)? {
+                denying_class(&chain).iter().for_each(|class| book.begin(place, *class, counted));
+            }
+            let socket = LogSocket::open(inside, LOG_GROUP).map_err(DeafError::Log)?;
+            let node = match node {
+                Some(node) => node,
+                None => kernel::route::link_addresses(inside)?.into(),
+            };
+            Ok((socket, counts, node))
+        };
+        let (socket, counts, node) = netns.enter(open)??;
+        Ok(Self { point, socket, counts, node })
+    }
+
+    /// Puts what was logged into a batch.
+    fn read(&mut self, batch: &mut DenialBatch) -> Result<LogRead, DeafError> {
+        let now = SystemTime::now();
+        let take = |logged: LoggedPacket<'_>| {
+            if let Some(packet) = packet(&logged) {
+                batch.add(packet, now);
+            }
+        };
+        self.socket.read(&mut LogSocket::buffer(), take).map_err(DeafError::Log)
+    }
+
+    /// Tells a batch what its classes have denied in all, and gives the same of others.
+    fn count(
+        &mut self,
+        batch: &mut DenialBatch,
+        others: &[u64],
+    ) -> Result<BTreeMap<u64, u64>, kernel::nft::Error> {
+        let classes: Vec<u64> = batch.classes().collect();
+        for (class, packets) in self.counted(&classes)? {
+            batch.count(class, packets);
+        }
+        let others: Vec<u64> = others.iter().copied().filter(|class| !classes.contains(class)).collect();
+        self.counted(&others)
+    }
+
+    /// What rules have counted by now of classes.
+    fn counted(&mut self, classes: &[u64]) -> Result<BTreeMap<u64, u64>, kernel::nft::Error> {
+        let mut found = BTreeMap::new();
+        if classes.len() > FEW_CLASSES {
+            for (chain, packets) in self.counts.of_last_rules(None)? {
+                let class = denying_class(&chain).filter(|class| classes.contains(class));
+                found.extend(class.map(|class| (class, packets)));
+            }
+            return Ok(found);
+        }
+        for class in classes {
+            let chain = denying_chain(*class);
+            let counted = self.counts.of_last_rules(Some(&chain))?;
+            found.extend(counted.get(&chain).map(|packets| (*class, *packets)));
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,112 @@
+//! Packets of one moment, put together.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::point::EnforcementPoint;
+
+/// Most connections that are told apart in a batch. The packets of others are counted by the rules as any.
+const MOST_FLOWS: usize = 1000;
+
+/// A packet that a rule has logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeniedPacket {
+    /// The number of the class of policies that the rule is of; nothing if it is no rule of ours.
+    pub class: Option<u64>,
+    /// Who sent it.
+    pub source: IpAddr,
+    /// To whom.
+    pub destination: IpAddr,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Of source and destination.
+    pub ports: Option<(u16, u16)>,
+    /// Type and code.
+    pub icmp: Option<(u8, u8)>,
+    /// Of a TCP segment, such as `SYN`.
+    pub tcp_flags: String,
+}
+
+/// Packets that were logged in one namespace within a moment.
+#[derive(Debug)]
+pub struct DenialBatch {
+    pub(super) point: EnforcementPoint,
+    /// The namespace, for what its rules have counted.
+    pub(super) place: u64,
+    /// Whether senders are told.
+    pub(super) rejected: bool,
+    /// Addresses of the own node.
+    pub(super) node: Arc<[IpAddr]>,
+    pub(super) flows: BTreeMap<DeniedFlow, FlowTally>,
+    pub(super) received: BTreeMap<u64, u64>,
+    pub(super) counted: BTreeMap<u64, u64>,
+}
+
+/// What is told as one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct DeniedFlow {
+    pub(super) class: Option<u64>,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) protocol: u8,
+    /// Of the destination.
+    pub(super) port: Option<u16>,
+    pub(super) icmp: Option<(u8, u8)>,
+}
+
+/// The packets of it.
+#[derive(Debug)]
+pub(super) struct FlowTally {
+    pub(super) packets: u64,
+    pub(super) first: SystemTime,
+    pub(super) last: SystemTime,
+    /// The source's port and the flags of the first of them.
+    pub(super) source_port: Option<u16>,
+    pub(super) tcp_flags: String,
+}
+
+// === impl DenialBatch ===
+
+impl DenialBatch {
+    /// Without packets. `place` is the namespace; `node` the addresses of the own node.
+    pub fn new(point: EnforcementPoint, place: u64, rejected: bool, node: Arc<[IpAddr]>) -> Self {
+        let (flows, received, counted) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { point, place, rejected, node, flows, received, counted }
+    }
+
+    /// One more packet.
+    pub fn add(&mut self, packet: DeniedPacket, at: SystemTime) {
+        let DeniedPacket { class, source, destination, protocol, ports, icmp, tcp_flags } = packet;
+        let (source_port, port) = ports.unzip();
+        let flow = DeniedFlow { class, source, destination, protocol, port, icmp };
+        if let Some(tally) = self.flows.get_mut(&flow) {
+            tally.packets += 1;
+            tally.last = at;
+        } else if self.flows.len() < MOST_FLOWS {
+            let tally = FlowTally { packets: 1, first: at, last: at, source_port, tcp_flags };
+            self.flows.insert(flow, tally);
+        } else {
+            return;
+        }
+        if let Some(class) = class {
+            *self.received.entry(class).or_default() += 1;
+        }
+    }
+
+    /// Whether there is no packet.
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
+    /// The classes whose rules logged them.
+    pub fn classes(&self) -> impl Iterator<Item = u64> + '_ {
+        self.received.keys().copied()
+    }
+
+    /// What a class has denied in all, by the counter of its rule, read after the packets.
+    pub fn count(&mut self, class: u64, packets: u64) {
+        self.counted.insert(class, packets);
+    }
+}

@@ -1,0 +1,159 @@
+//! Whose packets they were, and which policies deny them.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use facts::networkpolicy::PolicyProtocol;
+use policy::compile::log_number;
+use policy::index::{PolicyClass, PolicyEffect, PolicyIndex};
+use policy::{PolicyPod as _, Traffic, TrafficDirection, World as _, nearest_miss};
+use rundir::denials::{
+    DENIAL_SCHEMA, DenialEnd, DenialRecord, DeniedIcmp, DenyingPolicies, NearRule, POLICY_VIOLATION,
+};
+use telemetry::time_text;
+
+use super::batch::{DenialBatch, DeniedFlow, FlowTally};
+use crate::world::ClusterWorld;
+
+/// Classes by the numbers that their rules log; also those that are gone, for a while, because what a rule logged is read later.
+#[derive(Debug, Default)]
+pub(crate) struct LoggedClasses {
+    /// And whether it was gone already when that was looked at last.
+    known: HashMap<u64, (Arc<PolicyClass>, bool)>,
+}
+
+// === impl LoggedClasses ===
+
+impl LoggedClasses {
+    /// Pods have got these classes.
+    pub(crate) fn note(&mut self, effects: &[PolicyEffect]) {
+        for effect in effects {
+            if let PolicyEffect::PodChanges { classes, .. } = effect {
+                classes.iter().for_each(|class| self.add(class));
+            }
+        }
+    }
+
+    /// All that an index has.
+    pub(crate) fn note_all(&mut self, index: &PolicyIndex) {
+        index.classes().for_each(|class| self.add(class));
+    }
+
+    fn add(&mut self, class: &Arc<PolicyClass>) {
+        self.known.insert(log_number(class), (class.clone(), false));
+    }
+
+    /// Forgets those that were gone already the last time. To be called once a minute.
+    pub(crate) fn sweep(&mut self, index: &PolicyIndex) {
+        let there: BTreeSet<&Arc<PolicyClass>> = index.classes().collect();
+        self.known.retain(|_, (class, was_gone)| {
+            let is_gone = !there.contains(class);
+            !(std::mem::replace(was_gone, is_gone) && is_gone)
+        });
+    }
+
+    fn find(&self, number: u64) -> Option<&Arc<PolicyClass>> {
+        self.known.get(&number).map(|(class, _)| class)
+    }
+}
+
+/// The records of a batch, without what the book adds.
+pub(crate) fn join(
+    batch: &DenialBatch,
+    world: &ClusterWorld<'_>,
+    own_node: &str,
+    (index, classes): (&PolicyIndex, &LoggedClasses),
+) -> Vec<DenialRecord> {
+    let record = |(flow, tally): (&DeniedFlow, &FlowTally)| {
+        let class = flow.class.and_then(|number| classes.find(number));
+        let end = |address, port| end(batch, world, own_node, address, port);
+        let egress =
+            class.map_or(TrafficDirection::Ingress, |class| class.direction) == TrafficDirection::Egress;
+        DenialRecord {
+            time: time_text(tally.first),
+            end_time: time_text(tally.last),
+            kind: POLICY_VIOLATION.to_owned(),
+            verdict: if batch.rejected { "REJECTED" } else { "DROPPED" }.to_owned(),
+            traffic_direction: if egress { "EGRESS" } else { "INGRESS" }.to_owned(),
+            reporter: if egress { "src" } else { "dst" }.to_owned(),
+            source: Some(end(flow.source, tally.source_port)),
+            destination: Some(end(flow.destination, flow.port)),
+            protocol: protocol_name(flow.protocol),
+            icmp: flow.icmp.map(|(kind, code)| DeniedIcmp { kind, code }),
+            tcp_flags: tally.tcp_flags.clone(),
+            policy: class.map_or_else(unknown, |class| policies(class, flow, world, index)),
+            packets: tally.packets,
+            node: own_node.to_owned(),
+            point: batch.point.name().to_owned(),
+            schema: DENIAL_SCHEMA.to_owned(),
+            ..DenialRecord::default()
+        }
+    };
+    batch.flows.iter().map(record).collect()
+}
+
+fn end(
+    batch: &DenialBatch,
+    world: &ClusterWorld<'_>,
+    own_node: &str,
+    address: IpAddr,
+    port: Option<u16>,
+) -> DenialEnd {
+    let end = DenialEnd { ip: Some(address), port, ..DenialEnd::default() };
+    if let Some(pod) = world.pod_at(address) {
+        let (namespace, pod_name) = (pod.namespace().to_owned(), pod.name().to_owned());
+        return DenialEnd { namespace, pod_name, node: pod.node().to_owned(), kind: "pod".to_owned(), ..end };
+    }
+    match batch.node.contains(&address) {
+        true => DenialEnd { node: own_node.to_owned(), kind: "node".to_owned(), ..end },
+        false => DenialEnd { kind: "external".to_owned(), ..end },
+    }
+}
+
+fn policies(
+    class: &PolicyClass,
+    flow: &DeniedFlow,
+    world: &ClusterWorld<'_>,
+    index: &PolicyIndex,
+) -> DenyingPolicies {
+    let traffic = match (named(flow.protocol), flow.port) {
+        (Some(protocol), Some(port)) => Traffic::Port(protocol, port),
+        _ => Traffic::Portless,
+    };
+    let terms = class.policies.iter().filter_map(|name| index.terms(name)).map(|terms| &**terms);
+    let miss = nearest_miss(world, class.direction, terms, (flow.source, flow.destination, traffic));
+    DenyingPolicies {
+        kind: "NetworkPolicy".to_owned(),
+        tier: "np".to_owned(),
+        default: true,
+        selecting: class.policies.iter().map(ToString::to_string).collect(),
+        nearest_miss: miss.map(|miss| NearRule {
+            policy: miss.policy.to_string(),
+            rule: miss.rule,
+            missed: miss.missed.name().to_owned(),
+        }),
+    }
+}
+
+/// Of a rule that is not known: of another program, or of an agent before.
+fn unknown() -> DenyingPolicies {
+    DenyingPolicies { kind: "unknown".to_owned(), ..DenyingPolicies::default() }
+}
+
+fn named(protocol: u8) -> Option<PolicyProtocol> {
+    match protocol {
+        6 => Some(PolicyProtocol::Tcp),
+        17 => Some(PolicyProtocol::Udp),
+        132 => Some(PolicyProtocol::Sctp),
+        _ => None,
+    }
+}
+
+fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        1 => "ICMP".to_owned(),
+        58 => "ICMPv6".to_owned(),
+        other => named(other).map_or_else(|| other.to_string(), |known| known.name().to_owned()),
+    }
+}

@@ -1,0 +1,167 @@
+//! What network policies deny: who is told of it, and that nothing is missing in what is told.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use testkit::apiserver::Resource;
+use testkit::mesh::{Mesh, MeshPod};
+use testkit::probe::{Flow, Listener, Listeners};
+use testkit::{Agent, PATIENCE, eventually, http};
+
+const TABLE: &str = "istio-policy-mangle";
+/// Of the policy in the tests.
+const SERIES: &str =
+    r#"istio_cni_policy_denied_total{direction="ingress",namespace="default",policy_set="default/closed"}"#;
+
+/// Connects a pod with its node, which passes on what comes.
+fn wire(mesh: &Mesh, pod: &MeshPod) {
+    let (ip, name) = (pod.ip, format!("w-{}", pod.name));
+    let host = |commands: &[String]| mesh.host.ip(commands).unwrap();
+    mesh.host.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+    host(&[
+        format!("link add {name} type veth peer name eth0 netns {}", pod.netns.path().display()),
+        format!("address add 169.254.1.1/32 dev {name}"),
+        format!("link set {name} up"),
+        format!("route add {ip} dev {name}"),
+    ]);
+    let own = ["link set eth0 up", "route add 169.254.1.1 dev eth0"];
+    pod.netns.ip(&own).unwrap();
+    pod.netns.ip(&[format!("route add default via 169.254.1.1 src {ip}")]).unwrap();
+}
+
+fn agent(mesh: &Mesh) -> Agent {
+    let agent = mesh.agent().env("AMBIENT_ENABLED", "false");
+    agent.env("POLICY_ENFORCEMENT", "on").ready().unwrap()
+}
+
+fn set_policy(mesh: &Mesh, spec: &Value) {
+    let policy = json!({"metadata": {"namespace": "default", "name": "closed"}, "spec": spec});
+    mesh.node.api.set_object(Resource::NetworkPolicies, policy);
+}
+
+/// `web` may be reached by friends, at port 8080.
+fn friends_only() -> Value {
+    json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {"role": "friend"}}}], "ports": [{"port": 8080}]}]})
+}
+
+fn records(mesh: &Mesh) -> anyhow::Result<Vec<Value>> {
+    let reply = http::ask(&mesh.node.agent_socket(), "GET", "/v1/policy/denials", "")?;
+    let report: Value = serde_json::from_str(&reply.body)?;
+    report["records"].as_array().cloned().context(reply.body)
+}
+
+/// All that the rule has denied that ends the chain of the only class.
+fn denied_by_rule(mesh: &Mesh) -> anyhow::Result<u64> {
+    let listed = mesh.host.run(Command::new("nft").args(["list", "table", "inet", TABLE]))?;
+    let rule = listed.lines().find(|line| line.contains("drop") && line.contains("counter"));
+    let mut words = rule.context("no rule drops")?.split_whitespace().skip_while(|word| *word != "packets");
+    Ok(words.nth(1).context("no counter")?.parse()?)
+}
+
+fn wait_isolated(mesh: &Mesh, pod: &MeshPod) {
+    let lines = ["list", "map", "inet", TABLE, "istio-np-ingress-v4"];
+    eventually("the pod is isolated", PATIENCE, || {
+        let listed = mesh.host.run(Command::new("nft").args(lines))?;
+        ensure!(listed.contains(&pod.ip.to_string()), "{listed}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// Datagrams, as fast as they can be sent.
+fn flood(from: &MeshPod, to: SocketAddr, count: usize) {
+    let send = || {
+        let socket = UdpSocket::bind((from.ip, 0)).unwrap();
+        (0..count).for_each(|_| drop(socket.send_to(b"x", to)));
+    };
+    from.netns.enter(|_| send()).unwrap();
+}
+
+#[test]
+fn what_policies_deny_is_told_by_name_and_counted_to_the_last_packet() {
+    let mesh = Mesh::new().unwrap();
+    set_policy(&mesh, &friends_only());
+    let web = mesh.running("default", "web", &[("app", "web")]).unwrap();
+    let client = mesh.running("default", "client", &[("app", "client")]).unwrap();
+    [&web, &client].map(|pod| wire(&mesh, pod));
+    let _listener = Listeners::start(&web.netns, [Listener::tcp(8080)]).unwrap();
+    let agent = agent(&mesh);
+    wait_isolated(&mesh, &web);
+    let to = SocketAddr::new(web.ip, 8080);
+    let flow = Flow::from(&client.netns).patience(Duration::from_millis(150)).tcp(to).unwrap();
+    assert_eq!(flow.port(), None);
+    eventually("the denial is told", PATIENCE, || {
+        let records = records(&mesh)?;
+        let record = records.first().context("there is no record")?;
+        let found = [
+            "/type",
+            "/verdict",
+            "/traffic_direction",
+            "/source/pod_name",
+            "/source/kind",
+            "/destination/namespace",
+            "/destination/pod_name",
+            "/destination/port",
+            "/protocol",
+            "/tcp_flags",
+            "/policy/selecting",
+            "/policy/nearest_miss/missed",
+            "/node",
+            "/point",
+            "/schema",
+        ]
+        .map(|path| record.pointer(path).cloned().unwrap_or_default());
+        let wanted = json!([
+            "policy_violation",
+            "DROPPED",
+            "INGRESS",
+            "client",
+            "pod",
+            "default",
+            "web",
+            8080,
+            "TCP",
+            "SYN",
+            ["default/closed"],
+            "peer",
+            "n1",
+            "node",
+            "istio-cni.audit/v1"
+        ]);
+        ensure!(json!(found) == wanted, "{record}");
+        Ok(())
+    })
+    .unwrap();
+    let line = ["policies deny a connection", "default/client", "default/web:8080", "default/closed"];
+    agent.log().wait_for(&line, PATIENCE).unwrap();
+    flood(&client, SocketAddr::new(web.ip, 53), 20_000);
+    eventually("records and counters say the same", 2 * PATIENCE, || {
+        let number = |record: &Value, key: &str| record[key].as_u64().unwrap_or_default();
+        let records = records(&mesh)?;
+        let told: u64 = records.iter().map(|one| number(one, "packets") + number(one, "suppressed")).sum();
+        let (counted, metric) = (denied_by_rule(&mesh)?, agent.metric(SERIES)?);
+        ensure!(counted >= 20_001, "the rule has counted {counted}");
+        ensure!(
+            told == counted && metric == counted as f64,
+            "{told} are told, {metric} counted, of {counted}"
+        );
+        let logged: u64 = records.iter().map(|one| number(one, "packets")).sum();
+        ensure!(logged < 1000, "{logged} packets were logged");
+        Ok(())
+    })
+    .unwrap();
+    eventually("an Event is written", PATIENCE, || {
+        let events = mesh.node.api.events();
+        let of = |event: &&Value| event["reason"] == "NetworkPolicyDenied";
+        let texts: Vec<&str> = events.iter().filter(of).filter_map(|one| one["message"].as_str()).collect();
+        ensure!(texts.len() == 2, "one for each port: {texts:?}");
+        let text = "NetworkPolicies deny TCP from default/client on port 8080: no ingress rule of default/closed allows it";
+        ensure!(texts[0].starts_with(text), "{texts:?}");
+        Ok(())
+    })
+    .unwrap();
+}
