@@ -56,7 +56,7 @@ const MOST_BATCHES: usize = 128;
 
 /// A socket that gets what is logged to a group of one namespace.
 #[derive(Debug)]
-pub struct LogSocket {
+pub struct PacketLog {
     socket: NetlinkSocket,
     /// The number of the packet that comes next.
     next: Option<u32>,
@@ -80,9 +80,9 @@ pub struct LogRead {
     pub has_more: bool,
 }
 
-// === impl LogSocket ===
+// === impl PacketLog ===
 
-impl LogSocket {
+impl PacketLog {
     /// Listens to a group of a namespace from now on.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ impl LogSocket {
     }
 }
 
-impl AsFd for LogSocket {
+impl AsFd for PacketLog {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -67,7 +67,9 @@ const CRATES: &[(&str, Layer)] = &[
     ("metrics", Layer::Effect { ours: &["rundir", "serve", "telemetry", "verification", "zds"] }),
     (
         "enforcement",
-        Layer::Effect { ours: &["cluster", "facts", "fault", "options", "policy", "ruleset", "telemetry"] },
+        Layer::Effect {
+            ours: &["cluster", "facts", "fault", "options", "policy", "ruleset", "rundir", "telemetry"],
+        },
     ),
     ("agent", Layer::Composition),
 ];

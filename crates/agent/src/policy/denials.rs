@@ -10,7 +10,7 @@ use cluster::Cluster;
 use enforcement::{
     CountedDenials, DenialBatch, DenialBook, DenialEvents, DeniedPacket, EnforcementPoint, Policies,
 };
-use kernel::nflog::{LogRead, LogSocket, LoggedHeader, LoggedPacket};
+use kernel::nflog::{LogRead, LoggedHeader, LoggedPacket, PacketLog};
 use kernel::nft::ChainCounts;
 use netns::{Inside, Netns};
 use policy::compile::{LOG_GROUP, POLICY_OWNER, denying_chain, denying_class, logged_number};
@@ -30,7 +30,7 @@ const DENIED: &str = "NetworkPolicyDenied";
 /// Pause between two batches. The kernel keeps what comes meanwhile.
 const BETWEEN_BATCHES: Duration = Duration::from_millis(20);
 /// How often counters are read of policies that deny without a log.
-const COUNT: Duration = Duration::from_secs(10);
+const COUNT: Duration = Duration::from_secs(2);
 /// Pause before a log is asked for again that cannot be had.
 const RETRY: Duration = Duration::from_secs(30);
 /// Of more classes all counters are read at once.
@@ -61,7 +61,7 @@ pub(crate) struct DenialReader {
 /// The log of one namespace.
 struct DenialSource {
     point: EnforcementPoint,
-    socket: LogSocket,
+    socket: PacketLog,
     counts: ChainCounts,
     /// Addresses of the own node.
     node: Arc<[IpAddr]>,
@@ -284,7 +284,7 @@ impl DenialSource {
             for (chain, counted) in counts.of_last_rules(None)? {
                 denying_class(&chain).iter().for_each(|class| book.begin(place, *class, counted));
             }
-            let socket = LogSocket::open(inside, LOG_GROUP).map_err(DeafError::Log)?;
+            let socket = PacketLog::open(inside, LOG_GROUP).map_err(DeafError::Log)?;
             let node = match node {
                 Some(node) => node,
                 None => kernel::route::link_addresses(inside)?.into(),
@@ -303,7 +303,7 @@ impl DenialSource {
                 batch.add(packet, now);
             }
         };
-        self.socket.read(&mut LogSocket::buffer(), take).map_err(DeafError::Log)
+        self.socket.read(&mut PacketLog::buffer(), take).map_err(DeafError::Log)
     }
 
     /// Tells a batch what its classes have denied in all, and gives the same of others.

@@ -38,9 +38,9 @@ fn headers_are_read_as_far_as_they_go() {
 
 /// What the kernel gives, of packets that it did not number one after the other.
 pub(crate) fn read(open: crate::fuzz::Open<'_>) -> Vec<crate::fuzz::Read> {
-    let mut log = LogSocket { socket: open(), next: None };
+    let mut log = PacketLog { socket: open(), next: None };
     let mut found = 0;
-    let read = log.read(&mut LogSocket::buffer(), |packet| {
+    let read = log.read(&mut PacketLog::buffer(), |packet| {
         found += usize::from(LoggedHeader::read(packet.packet).is_some());
     });
     vec![read.ok().map(|_| found)]

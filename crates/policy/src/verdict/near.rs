@@ -45,7 +45,8 @@ pub fn nearest_miss<'t, W: World>(
         TrafficDirection::Ingress => source,
     };
     let (peer_pod, asked) = (world.pod_at(peer), world.pod_at(destination));
-    let end = End { own: None, world, direction, peer, peer_pod: peer_pod.as_ref(), destination: asked.as_ref() };
+    let end =
+        End { own: None, world, direction, peer, peer_pod: peer_pod.as_ref(), destination: asked.as_ref() };
     let isolating = policies.filter(|policy| policy.name.section == Section::NetworkPolicy);
     let rules = isolating.flat_map(|policy| {
         let rules = policy.direction(direction).rules.iter().enumerate();

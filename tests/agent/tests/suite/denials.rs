@@ -87,7 +87,8 @@ fn what_policies_deny_is_told_by_name_and_counted_to_the_last_packet() {
     set_policy(&mesh, &friends_only());
     let web = mesh.running("default", "web", &[("app", "web")]).unwrap();
     let client = mesh.running("default", "client", &[("app", "client")]).unwrap();
-    [&web, &client].map(|pod| wire(&mesh, pod));
+    wire(&mesh, &web);
+    wire(&mesh, &client);
     let _listener = Listeners::start(&web.netns, [Listener::tcp(8080)]).unwrap();
     let agent = agent(&mesh);
     wait_isolated(&mesh, &web);
