@@ -146,7 +146,7 @@ pub(crate) fn processor_time(agent: &Agent) -> Result<Duration> {
 }
 
 /// Time on a processor of each thread, which may end between two looks: the first number in its `schedstat`, in nanoseconds.
-fn processor_times(agent: &Agent) -> Result<HashMap<String, u64>> {
+pub(crate) fn processor_times(agent: &Agent) -> Result<HashMap<String, u64>> {
     let mut times = HashMap::new();
     for task in std::fs::read_dir(Path::new("/proc").join(agent.pid().to_string()).join("task"))? {
         let task = task?;

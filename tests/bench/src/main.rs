@@ -8,6 +8,8 @@ mod ambient;
 mod measures;
 mod operator;
 mod peer;
+mod policies;
+mod policy_traffic;
 mod report;
 mod sample;
 mod traffic;
@@ -51,6 +53,8 @@ fn run() -> Result<()> {
         traffic::ALL,
         verification::ALL,
         verified::ALL,
+        policies::ALL,
+        policy_traffic::ALL,
         operator::ALL,
     ];
     for measure in all.into_iter().flatten().filter(|measure| chosen(measure.name)) {

@@ -160,6 +160,20 @@ impl Report {
         });
     }
 
+    /// A share that must be reached.
+    pub(crate) fn at_least(&mut self, measure: &str, value: f64, least: f64) {
+        let percent = |share: f64| format!("{:.1}%", share * 100.0);
+        self.rows.push(Row {
+            measure: measure.to_owned(),
+            ours: percent(value),
+            against: "-".to_owned(),
+            value: percent(value),
+            target: format!("≥ {}", percent(least)),
+            met: value >= least,
+            json: json!({"measure": measure, "unit": "share", "ours": value, "target": least, "met": value >= least}),
+        });
+    }
+
     pub(crate) fn table(&self) -> String {
         let header = ["MEASURE", "OURS (p50 / p99)", "AGAINST (p50 / p99)", "VALUE", "TARGET", "MET"];
         let rows: Vec<[&str; 6]> = self

@@ -6,6 +6,7 @@ mod away;
 mod configuration;
 mod disk;
 mod drift;
+mod isolation;
 mod load;
 mod policy;
 mod upgrade;
