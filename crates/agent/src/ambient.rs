@@ -36,6 +36,7 @@ mod socket;
 mod takeover;
 mod tally;
 mod tell;
+mod tracking;
 mod translating;
 mod troubles;
 mod verified;
@@ -45,7 +46,7 @@ mod work;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Queue, Writer};
@@ -143,6 +144,8 @@ struct Life {
     taken_over: OnceLock<()>,
     /// How many of them were looked at by turns.
     looked: AtomicUsize,
+    /// When it was last looked whose open connections are spared still.
+    tracking_looked: Mutex<Option<Instant>>,
     /// Since when everything is being removed.
     ending: OnceLock<Instant>,
     /// Nobody is to work on pods any more, and nobody does.

@@ -69,6 +69,18 @@ impl Begun {
     }
 }
 
+/// Whether a connection is open that goes on only while such as connection tracking does not know are not picked up.
+///
+/// # Errors
+/// The kernel does not tell.
+pub(crate) fn is_needed(inside: &Inside) -> Result<bool, String> {
+    let open = Sockets::open(inside).and_then(|mut sockets| sockets.list(0..=u16::MAX));
+    let open = open.map_err(|error| fault::chain(&error))?;
+    let outside = open.iter().filter(|one| !one.peer.ip().is_loopback());
+    let all = conntrack::are_tracked(inside, outside.map(|one| (one.local, one.peer)).collect());
+    all.map(|all| !all).map_err(|error| fault::chain(&error))
+}
+
 /// Whether no connection has its one end here and its other elsewhere.
 fn nothing_is_open(inside: &Inside) -> bool {
     let open = Sockets::open(inside).and_then(|mut sockets| sockets.list(0..=u16::MAX));

@@ -25,6 +25,8 @@ pub enum Want {
     },
     /// The rules that redirect are as planned, whatever else is missing.
     Verified,
+    /// Connections are tracked as usual again: none is open any more that was before the rules.
+    Tracked,
     /// In the mesh, and it cannot be: what it says of itself has to be true meanwhile.
     Refused {
         /// It is not meant to be taken in as it is, whatever its namespace has.
@@ -59,6 +61,10 @@ pub fn steps(want: &Want, have: &Have, birth: Birth) -> Vec<Act> {
         Want::Verified => {
             let differs = have.look().is_some_and(|look| look != Look::AsPlanned);
             Vec::from_iter((have.namespace == PodNetns::Known && differs).then_some(Act::RepairRules))
+        }
+        Want::Tracked => {
+            let is_strict = have.namespace == PodNetns::Known && have.strict;
+            Vec::from_iter(is_strict.then_some(Act::RestoreTracking))
         }
         Want::Refused { for_good } => {
             let mark = have.true_mark().filter(|_| !for_good);

@@ -59,6 +59,7 @@ fn wants() -> impl Strategy<Value = Want> {
         addresses().prop_map(|addresses| Want::In { addresses }),
         addresses().prop_map(|addresses| Want::Held { addresses }),
         Just(Want::Verified),
+        Just(Want::Tracked),
         any::<bool>().prop_map(|for_good| Want::Refused { for_good }),
         Just(Want::Out),
         Just(Want::Ended),
@@ -115,6 +116,7 @@ fn is_reached(want: &Want, have: &Have, birth: Birth) -> bool {
         Want::Verified => {
             !have.is_captured() || have.namespace != PodNetns::Known || have.look() == Some(Look::AsPlanned)
         }
+        Want::Tracked => have.namespace != PodNetns::Known || !have.strict,
         Want::Refused { for_good: true } => have.mark.is_none(),
         Want::Refused { .. } => {
             have.mark != Some(RedirectionMark::Enabled) && (have.mark.is_none() || have.is_captured())

@@ -14,7 +14,7 @@ use crate::sysctl;
 
 #[cfg(test)]
 pub(crate) use entries::tests::read as read_entries;
-pub use entries::{EntriesError, Redirected, forget};
+pub use entries::{EntriesError, Redirected, are_tracked, forget};
 
 /// `net.netfilter.nf_conntrack_tcp_loose` (Documentation/networking/nf_conntrack-sysctl.rst). Each namespace has its own.
 const LOOSE: &str = "net/netfilter/nf_conntrack_tcp_loose";

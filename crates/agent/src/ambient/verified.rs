@@ -174,6 +174,7 @@ impl VerifiedMode for Ambient {
             }
             self.push_left_by_process();
             self.look_again().await;
+            self.restore_tracking_where_it_can_be().await;
             self.verify_host().await;
             if self.is_listed()
                 && let Some(error) = self.kept.evidence.sweep(&self.pods.members)

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ::conflicts::Conflict;
+use ::conflicts::{Conflict, Severity};
 use rundir::pods::{ConflictGap, ConflictReport, ConflictsReport};
 
 use super::Conflicts;
@@ -33,6 +33,16 @@ pub(super) fn words(conflict: &Conflict) -> String {
 }
 
 impl Conflicts {
+    /// The worst conflict that is known in a pod's namespace, in words; those that only tell do not count.
+    pub(crate) fn worst_in(&self, uid: &str) -> Option<String> {
+        let known = self.known();
+        let of_pod = known.values().filter(|of| of.pod.as_ref().is_some_and(|pod| pod.uid == uid));
+        let there = of_pod.flat_map(|of| &of.findings).filter(|finding| !finding.gone);
+        let conflicts = there.map(|finding| &finding.conflict);
+        let bad = conflicts.filter(|conflict| conflict.severity != Severity::Info);
+        bad.max_by_key(|conflict| conflict.severity == Severity::Error).map(words)
+    }
+
     /// All that are known, those that are gone with them.
     pub(crate) fn report(&self) -> ConflictsReport {
         let mut report = ConflictsReport { at: seconds(SystemTime::now()), ..ConflictsReport::default() };

@@ -9,6 +9,9 @@ use super::repair::{RepairOptions, RepairTrigger};
 /// `reason` of the Event about a pod that has its rules and is started again later.
 const REPAIRED: &str = "CaptureRepaired";
 
+const SUSPECTED: &str =
+    "the rules of a pod are as planned, and its validation fails again: conflict suspected";
+
 impl Sidecars {
     /// The rules are as planned, and the pod's validation fails all the same. A try that was begun before they came says nothing.
     pub(super) fn suspect(&self, pod: &PodRef, object: &Object, rules: SandboxRules) {
@@ -20,9 +23,20 @@ impl Sidecars {
             _ => true,
         };
         if is_later {
-            let text = "the rules of a pod are as planned, and its validation fails again: conflict suspected; rules of others, or a network plugin, \
-                        may keep its packets from them (see `cnictl conflicts`)";
-            self.parts.log.warn(text, &[("pod", pod)]);
+            let (verifier, log, pod) = (self.parts.verifier.clone(), self.parts.log.clone(), pod.clone());
+            // No other pod's rules wait for a look at what others have there.
+            tokio::spawn(async move {
+                verifier.check_now(&pod.uid).await;
+                let text = match verifier.known_conflicts().worst_in(&pod.uid) {
+                    Some(words) => format!("{SUSPECTED}: {words}"),
+                    None => format!(
+                        "{SUSPECTED}, and none is known in its network namespace; the node's rules, or a network plugin, may keep its packets \
+                         from them (see `cnictl conflicts`)"
+                    ),
+                };
+                log.warn(&text, &[("pod", &pod)]);
+                verifier.tell_suspected(&pod, text);
+            });
         }
     }
 

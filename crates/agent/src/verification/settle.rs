@@ -279,7 +279,9 @@ impl PodVerifier {
             }
         };
         drift.log(&self.parts.log, "the rules of a pod differ again", why);
-        self.tell(drift, CONTENDED, format!("{} Again: {why}.", drift.text()));
+        let conflict = self.parts.conflicts.worst_in(&drift.pod.uid);
+        let conflict = conflict.map(|words| format!(" Conflict suspected: {words}")).unwrap_or_default();
+        self.tell(drift, CONTENDED, format!("{} Again: {why}.{conflict}", drift.text()));
     }
 
     pub(super) fn tell_unverifiable(&self, pod: &PodRef, reason: UnverifiableReason, text: &str) {
@@ -288,6 +290,11 @@ impl PodVerifier {
         self.parts.log.error(what, &[("pod", pod), ("reason", &label), ("error", &text)]);
         let text = format!("It cannot be verified that the pod is captured: {text}");
         self.tell_once(pod, UNVERIFIABLE, label, text);
+    }
+
+    /// The pod's rules are as planned, and it is not captured as they mean.
+    pub(crate) fn tell_suspected(&self, pod: &PodRef, text: String) {
+        self.tell_once(pod, DRIFT, "suspected", text);
     }
 
     fn tell(&self, drift: &Drift, reason: &'static str, text: String) {

@@ -9,6 +9,7 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 use netns::Inside;
@@ -35,6 +36,7 @@ const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
+const TCP: u8 = 6;
 /// `CTA_STATS_GLOBAL_ENTRIES`.
 const ENTRIES: u16 = 1;
 /// `IPS_DST_NAT` of `linux/netfilter/nf_conntrack_common.h`: the destination was changed.
@@ -44,7 +46,7 @@ const NESTED: u16 = 0x8000;
 
 /// Entries that could not be listed or removed.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} of the namespace that were redirected")]
+#[error("{operation} in the namespace")]
 pub struct EntriesError {
     operation: &'static str,
     source: netlink::Error,
@@ -77,7 +79,7 @@ pub fn forget(_: &Inside, ports: &[u16], stays: impl Fn(&Redirected) -> bool) ->
     let mut socket = match NetlinkSocket::netfilter() {
         Ok(socket) => socket,
         Err(error) if error.errno() == Some(Errno::PROTONOSUPPORT) => return Ok(0),
-        Err(source) => return Err(EntriesError { operation: "ask for the connections", source }),
+        Err(source) => return Err(EntriesError { operation: "ask for the tracked connections", source }),
     };
     if count(&mut socket) == Some(0) {
         return Ok(0);
@@ -87,6 +89,39 @@ pub fn forget(_: &Inside, ports: &[u16], stays: impl Fn(&Redirected) -> bool) ->
         removed += usize::from(remove(&mut socket, entry)?);
     }
     Ok(removed)
+}
+
+/// Whether all of these TCP connections are tracked, each given by its end in this namespace and the other one.
+///
+/// # Errors
+/// The kernel could not be asked.
+pub fn are_tracked(
+    _: &Inside,
+    mut connections: HashSet<(SocketAddr, SocketAddr)>,
+) -> Result<bool, EntriesError> {
+    if connections.is_empty() {
+        return Ok(true);
+    }
+    let failed = |source| EntriesError { operation: "list the tracked connections", source };
+    let mut socket = NetlinkSocket::netfilter().map_err(failed)?;
+    if count(&mut socket) == Some(0) {
+        return Ok(false);
+    }
+    let mut writer = MessageWriter::default();
+    writer.message(GET, flags::REQUEST | flags::DUMP, 1, &[0; HEADER], |_| {});
+    let listed = socket.dump(writer.bytes(), |message| {
+        let Some(message) = message else { return };
+        let attributes = message.attributes(HEADER);
+        // Whichever end is here, what it sends goes by one of them.
+        for kind in [TUPLE_ORIGINAL, TUPLE_REPLY] {
+            match attributes.find(kind).and_then(|tuple| ends(tuple.nested())) {
+                Some((TCP, from, to)) => connections.remove(&(from, to)),
+                _ => false,
+            };
+        }
+    });
+    listed.map_err(failed)?;
+    Ok(connections.is_empty())
 }
 
 /// How many entries the namespace has, if the kernel tells.
@@ -117,7 +152,7 @@ fn list(socket: &mut NetlinkSocket, ports: &[u16]) -> Result<Vec<Redirected>, En
         Ok(()) => Ok(found),
         // There is no connection tracking that could be asked.
         Err(error) if matches!(error.errno(), Some(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(Vec::new()),
-        Err(source) => Err(EntriesError { operation: "list the connections", source }),
+        Err(source) => Err(EntriesError { operation: "list the redirected connections", source }),
     }
 }
 
@@ -137,7 +172,7 @@ fn remove(socket: &mut NetlinkSocket, entry: &Redirected) -> Result<bool, Entrie
     match socket.order(writer.bytes()) {
         Ok(()) => Ok(true),
         Err(error) if error.errno() == Some(Errno::NOENT) => Ok(false),
-        Err(source) => Err(EntriesError { operation: "forget a connection", source }),
+        Err(source) => Err(EntriesError { operation: "forget a redirected connection", source }),
     }
 }
 

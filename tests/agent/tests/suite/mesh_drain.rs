@@ -441,6 +441,46 @@ fn only_what_is_open_needs_sparing() {
 }
 
 /// Rules that somebody removed come back, and what was opened without them goes on without them.
+/// So long as a connection is open that was before the rules it goes on, and the setting for that goes back when it has ended.
+#[test]
+fn what_was_open_before_the_rules_is_spared_until_it_ends() {
+    let scene = Scene::new();
+    // Its hour is over at each look.
+    let options = [("AMBIENT_VERIFY_INTERVAL", "200ms"), ("ISTIO_CNI_HOUR_MS", "1")];
+    let agent = scene.agent("true", &options);
+    let ztunnel = scene.ztunnel();
+    let past = scene.connect();
+    scene.enter();
+    assert_eq!((scene.loose().as_str(), scene.relayed()), ("0", 0));
+    let through = scene.connect_through();
+    let verified = || agent.metric("istio_cni_verification_last_timestamp_seconds{scope=\"host\"}");
+    for _ in 0..3 {
+        let before = verified().unwrap();
+        eventually("the next round", PATIENCE, || {
+            ensure!(verified()? > before);
+            Ok(())
+        })
+        .unwrap();
+    }
+    past.iter().chain(&through).for_each(Open::works);
+    assert_eq!(scene.loose(), "0", "it is needed");
+    drop(past);
+    eventually("the setting is back", PATIENCE, || {
+        ensure!(scene.loose() == "1");
+        Ok(())
+    })
+    .unwrap();
+    let path = scene.mesh.node.run_dir().join("ambient").join(format!("{}.json", scene.pod.uid));
+    eventually("its record says so", PATIENCE, || {
+        ensure!(!std::fs::read_to_string(&path)?.contains("tcp_loose"));
+        Ok(())
+    })
+    .unwrap();
+    through.iter().for_each(Open::works);
+    drop(scene.connect_through());
+    assert_eq!(ztunnel.violations(), Vec::<String>::new());
+}
+
 #[test]
 fn a_repair_cuts_nothing() {
     for (native, lose) in

@@ -197,10 +197,38 @@ fn a_repaired_pod_has_what_the_plugin_would_have_loaded() {
         mesh.node.api.set_pod(broken_at(tproxy(object(&pod)), "2099-01-01T00:00:00Z"));
         agent.log().wait_for(&["conflict suspected", "pod=default/tproxy"], PATIENCE).unwrap();
         assert_eq!(agent.log().count(&["conflict suspected"]), 1);
+        assert!(agent.log().text().contains("none is known in its network namespace"));
         let lookups = pod.netns.run(Command::new("ip").args(["rule"])).unwrap();
         assert_eq!(lookups.matches("lookup 133").count(), 1, "{lookups}");
         wait_counted(&agent, "repair", "success", 4.0);
     }
+}
+
+#[test]
+fn a_validation_that_fails_again_is_told_with_the_rule_that_may_be_why() {
+    let mesh = Mesh::new().unwrap();
+    let agent = agent(&mesh, "REPAIR")
+        .env("CONFLICT_RESOLUTION", "off")
+        .env("VERIFY_INTERVAL", "60s")
+        .ready()
+        .unwrap();
+    let pod = started(&mesh, "web", &|object| object);
+    wait_repaired(&pod);
+    pod.netns
+        .nft("table ip other { chain o { type nat hook output priority -150; tcp dport 1-65535 redirect to :9999; }; }")
+        .unwrap();
+    mesh.node.api.set_pod(broken_at(object(&pod), "2099-01-01T00:00:00Z"));
+    agent.log().wait_for(&["conflict suspected: CF-P1: ", "pod=default/web"], PATIENCE).unwrap();
+    eventually("the pod's Event says it", PATIENCE, || {
+        let told = |event: &serde_json::Value| {
+            let text = event["message"].as_str().unwrap_or_default();
+            event["reason"] == "CaptureDrift" && text.contains("conflict suspected: CF-P1: ")
+        };
+        let events = mesh.node.api.events();
+        ensure!(events.iter().any(told), "{events:?}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// Repairs one pod and lets the plugin set up another one with the same object; gives the repaired one.
