@@ -39,6 +39,7 @@ mod tell;
 mod tracking;
 mod translating;
 mod troubles;
+mod tunnelled;
 mod verified;
 mod verify;
 mod waiting;
@@ -64,6 +65,7 @@ use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
 use crate::live::LiveNews;
 use crate::pods;
+use crate::policy::PolicyTunnels;
 use crate::rights::{CAPABILITIES, is_denied, lacks_capabilities};
 use crate::slots::Slots;
 use crate::verification::PodVerifier;
@@ -109,6 +111,8 @@ struct Pods {
     plans: Plans,
     /// Looks whether their rules are as planned.
     verifier: Arc<PodVerifier>,
+    /// Policies that judge what is inside their tunnels, where there are such.
+    policies: OnceLock<PolicyTunnels>,
 }
 
 /// The node's own namespace, and what programs rules in it and in the pods'.
@@ -138,8 +142,12 @@ struct Kept {
 /// What happens once in this process's life.
 #[derive(Default)]
 struct Life {
+    /// When somebody asked first which pods are in the mesh.
+    began: OnceLock<Instant>,
     /// The pods are listed.
     synced: Notify,
+    /// It is known which pods an earlier agent had in the mesh.
+    known_before: OnceLock<()>,
     /// The pods of an earlier agent are known.
     taken_over: OnceLock<()>,
     /// How many of them were looked at by turns.
@@ -218,6 +226,7 @@ impl Ambient {
                 drains: Drains::default(),
                 plans: Plans::default(),
                 verifier,
+                policies: OnceLock::new(),
             },
             node: Node {
                 host: OnceLock::new(),

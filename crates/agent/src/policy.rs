@@ -4,6 +4,7 @@ mod answers;
 mod denials;
 mod node_point;
 mod pod_point;
+mod tunnels;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use answers::PolicyAnswers;
 pub(crate) use denials::{DenialParts, DenialReader};
 pub(crate) use node_point::{NodePoint, node_settings};
 pub(crate) use pod_point::{PodPointKeeper, PodPointParts, PodPolicyPoint};
+pub(crate) use tunnels::PolicyTunnels;
 
 /// Keeps readiness as enforcing stands. What was in force once stays in the kernel, so that nothing is unready for a failure later.
 pub(crate) fn standing(health: Arc<Health>) -> Box<dyn Fn(&PolicyStanding) + Send + Sync> {

@@ -192,7 +192,7 @@ impl Agent {
         let verifier = shared.verifier();
         let ambient = shared.ambient(&verifier);
         let sidecars = shared.sidecars(&ambient, &verifier, &log);
-        let (policies, pod_point) = watches.and_then(|watches| shared.policies(watches)).unzip();
+        let (policies, pod_point) = watches.and_then(|watches| shared.policies(watches, &ambient)).unzip();
         let denials = shared.denials(policies.as_ref());
         verifier.verify(vec![ambient.clone(), sidecars.clone()]);
         verifier.answer_metrics()?;

@@ -32,6 +32,8 @@ pub(super) struct Changes {
     pub(super) namespaces: BTreeSet<Box<str>>,
     /// Pods, with all addresses that each had or has.
     pub(super) pods: BTreeMap<ObjectKey, Vec<IpAddr>>,
+    /// Pods that have the rules which judge their tunnels.
+    pub(super) tunnels: BTreeSet<ObjectKey>,
     /// When the first of them was told.
     pub(super) since: Option<Instant>,
 }
@@ -60,6 +62,11 @@ impl Inbox {
                 }
             }
         });
+    }
+
+    /// A pod has the rules that judge its tunnel.
+    pub(super) fn tunnel(&self, pod: ObjectKey) {
+        self.tell(|state| state.changes.tunnels.extend([pod]));
     }
 
     /// Something else is to be looked at.

@@ -11,14 +11,17 @@ mod pod_book;
 mod point;
 mod points;
 mod state;
+mod tunnels;
 mod world;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cluster::kind::NetworkPolicies;
+use cluster::news::ObjectKey;
 use cluster::{Cluster, ObjectSelection, Objects, Peers, Shared, Wanted};
 use facts::{NetworkPolicy, PodRef};
+use policy::index::LocalName;
 use policy::snapshot::PolicySnapshot;
 use rundir::denials::DenialRecord;
 use telemetry::Scope;
@@ -33,6 +36,7 @@ pub use point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 use points::Points;
 use state::{FollowStage, PolicySources, PolicyState};
 pub use state::{NotPrepared, PodToPrepare, PreparedPod};
+pub use tunnels::TunnelEntry;
 use world::LocalPods;
 pub use world::StartedPod;
 
@@ -67,6 +71,8 @@ pub struct PolicyParts {
     pub cluster: Cluster,
     /// The pods whose addresses plugins left for an agent that starts, those that started last first.
     pub started: StartedPods,
+    /// The pods that have been in ambient mode; nothing while that is not known. Until then nothing is opened or closed.
+    pub tunnels: TunnelledPods,
     /// Makes what enforces policies in the node's network namespace. It is asked again after a panic.
     pub node_point: PointMaker,
     /// The same in those of pods.
@@ -81,6 +87,8 @@ pub struct PolicyParts {
 
 /// Looks what plugins left.
 pub type StartedPods = Arc<dyn Fn() -> Vec<StartedPod> + Send + Sync>;
+/// Says which pods are in ambient mode, where the tunnel is judged inside.
+pub type TunnelledPods = Arc<dyn Fn() -> Option<Vec<PodRef>> + Send + Sync>;
 
 /// Makes a point.
 pub type PointMaker = Box<dyn Fn() -> Box<dyn PolicyPoint> + Send + Sync>;
@@ -122,6 +130,14 @@ enum Request {
     Snapshot(oneshot::Sender<Option<PolicySnapshot>>),
     /// And gives the batch back.
     Denied(DenialBatch, oneshot::Sender<(DenialBatch, Vec<DenialRecord>)>),
+    Tunnel(TunnelRequest),
+}
+
+/// What ambient mode tells and asks of pods' tunnels.
+enum TunnelRequest {
+    Enter(PodRef, TunnelEntry),
+    Leave(PodRef, oneshot::Sender<()>),
+    Await(PodRef, oneshot::Sender<()>),
 }
 
 // === impl PolicyWatches ===
@@ -147,7 +163,8 @@ impl Policies {
     /// Nothing happens before [`Self::live`].
     pub fn new(parts: PolicyParts, watches: PolicyWatches) -> Self {
         let PolicyWatches { policies, peers, interest, inbox } = watches;
-        let sources = PolicySources { policies, peers, cluster: parts.cluster.clone(), interest, inbox };
+        let (cluster, tunnels) = (parts.cluster.clone(), parts.tunnels.clone());
+        let sources = PolicySources { policies, peers, cluster, interest, inbox, tunnels };
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let asked = Arc::new(Mutex::new(Some(requests)));
         let turns = Arc::default();
@@ -171,6 +188,35 @@ impl Policies {
         // There is nobody to tell any more.
         let _ = self.requests.send(Request::Release(pod, answer)).await;
         let _ = answered.await;
+    }
+
+    /// A pod comes into ambient mode, or is in it. [`Self::tunnel_judged`] says when its connections may be led to ztunnel.
+    pub async fn enter_tunnel(&self, pod: PodRef, entry: TunnelEntry) {
+        self.tell_tunnel(TunnelRequest::Enter(pod, entry)).await;
+    }
+
+    /// Answers when rules judge what is inside the tunnel of a pod, if they are to.
+    pub async fn tunnel_judged(&self, pod: PodRef) {
+        let (answer, answered) = oneshot::channel();
+        self.tell_tunnel(TunnelRequest::Await(pod, answer)).await;
+        let _ = answered.await;
+    }
+
+    /// A pod leaves ambient mode. When this is done the node has closed its tunnel.
+    pub async fn leave_tunnel(&self, pod: PodRef) {
+        let (answer, answered) = oneshot::channel();
+        self.tell_tunnel(TunnelRequest::Leave(pod, answer)).await;
+        let _ = answered.await;
+    }
+
+    /// A pod has the rules that judge its tunnel.
+    pub fn tunnel_loaded(&self, pod: &LocalName) {
+        self.sources.inbox.tunnel(ObjectKey::new(&*pod.namespace, &*pod.name));
+    }
+
+    async fn tell_tunnel(&self, request: TunnelRequest) {
+        // Where the task has ended nothing is enforced any more.
+        let _ = self.requests.send(Request::Tunnel(request)).await;
     }
 
     /// What is known now, for the disk, without the own node's addresses; nothing before all lists are complete.
@@ -300,7 +346,18 @@ impl PolicyState {
                 let records = self.denied(&batch);
                 drop(answer.send((batch, records)));
             }
+            Some(Request::Tunnel(request)) => self.act_on_tunnel(request),
         }
         done
+    }
+    fn act_on_tunnel(&mut self, request: TunnelRequest) {
+        match request {
+            TunnelRequest::Enter(pod, entry) => self.enter_tunnel(&pod, entry),
+            TunnelRequest::Leave(pod, answer) => {
+                self.leave_tunnel(&pod);
+                let _ = answer.send(());
+            }
+            TunnelRequest::Await(pod, answer) => self.await_tunnel(&pod, answer),
+        }
     }
 }

@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use policy::compile::{CompiledPod, KeptSet, PodPoint, compile_pod};
-use policy::index::{LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex};
+use policy::index::{
+    LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge,
+};
 use ruleset::{Backend, Element, Family, Key, SetDelta};
 
 /// See the module.
@@ -18,6 +20,8 @@ pub struct PodBook {
     backend: Backend,
     /// The own node's addresses.
     node: Vec<IpAddr>,
+    /// Addresses from which the own node's probes of pods in ambient mode seem to come.
+    probes: Vec<IpAddr>,
     sets: HashMap<Arc<PeerSet>, BTreeSet<PeerMember>>,
     pods: BTreeMap<LocalName, BookedPod>,
 }
@@ -25,12 +29,22 @@ pub struct PodBook {
 #[derive(Debug, Default)]
 struct BookedPod {
     classes: PodClasses,
+    scope: PodScope,
     /// The rules that it is to have.
     rules: Option<Arc<CompiledPod>>,
     /// What it has; nothing where that has to be looked at.
     loaded: Option<Option<Arc<CompiledPod>>>,
     /// Members that came or went since they were loaded last, and whether they are there.
     pending: BTreeMap<Arc<PeerSet>, BTreeMap<PeerMember, bool>>,
+}
+
+/// What of a pod's connections is judged in its own namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct PodScope {
+    /// All of them.
+    all: bool,
+    /// What is inside the tunnel of ambient mode.
+    tunnel: bool,
 }
 
 /// What is to be done in a pod's namespace.
@@ -44,6 +58,8 @@ pub struct PodJob {
     pub sets: Vec<SetJob>,
     /// Whether everything is to be compared with what is there.
     pub is_whole: bool,
+    /// Whether the rules are to judge what is inside the pod's tunnel.
+    pub judges_tunnel: bool,
 }
 
 /// What becomes of a set.
@@ -65,9 +81,9 @@ pub enum SetContent {
 }
 
 impl PodBook {
-    /// Without pods.
-    pub fn new(backend: Backend) -> Self {
-        Self { backend, node: Vec::new(), sets: HashMap::new(), pods: BTreeMap::new() }
+    /// Without pods. `probes`: addresses from which the own node's probes of pods in ambient mode seem to come.
+    pub fn new(backend: Backend, probes: Vec<IpAddr>) -> Self {
+        Self { backend, node: Vec::new(), probes, sets: HashMap::new(), pods: BTreeMap::new() }
     }
 
     /// How the rules are loaded.
@@ -75,7 +91,8 @@ impl PodBook {
         self.backend
     }
 
-    /// Takes everything from an index: `pods` says which are enforced in their own namespaces. Gives the pods with which there is something to do.
+    /// Takes everything from an index: `pods` says which are enforced in their own namespaces; of others what is inside their tunnels is judged there.
+    /// Gives the pods with which there is something to do.
     pub fn adopt(
         &mut self,
         index: &PolicyIndex,
@@ -84,16 +101,20 @@ impl PodBook {
     ) -> Vec<LocalName> {
         self.node = node;
         self.sets = index.sets().map(|(set, members)| (set.clone(), members.collect())).collect();
-        let all = index.pods().filter(|(name, ..)| pods(name));
-        let wanted: BTreeMap<&LocalName, &PodClasses> =
-            all.map(|(name, _, classes)| (name, classes)).collect();
-        for (name, pod) in &mut self.pods {
-            if !wanted.contains_key(name) {
-                (pod.classes, pod.rules) = (PodClasses::default(), None);
+        let mut wanted = BTreeMap::new();
+        for (name, facts, classes) in index.pods() {
+            let scope = PodScope::of(pods(name), facts.tunnel);
+            if scope != PodScope::default() {
+                wanted.insert(name, (classes, scope));
             }
         }
-        for (name, classes) in wanted {
-            self.set_classes(name, classes, index);
+        for (name, pod) in &mut self.pods {
+            if !wanted.contains_key(name) {
+                pod.is_let_go();
+            }
+        }
+        for (name, (classes, scope)) in wanted {
+            self.set_pod(name, classes, scope, index);
         }
         self.look_at_all()
     }
@@ -106,11 +127,21 @@ impl PodBook {
 
     /// A pod is to be looked at that may have rules of an earlier time.
     pub fn look_at(&mut self, name: LocalName) {
-        self.pods.entry(name).or_default();
+        self.pods.entry(name).or_default().loaded = None;
     }
 
-    /// Takes what an event changes. Gives the pods with which there is something to do.
-    pub fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> BTreeSet<LocalName> {
+    /// A pod has another namespace than before, in which nothing is known to be.
+    pub fn moved(&mut self, name: &LocalName) {
+        self.pods.get_mut(name).into_iter().for_each(|pod| pod.loaded = None);
+    }
+
+    /// Takes what an event changes; `pods` as in [`Self::adopt`]. Gives the pods with which there is something to do.
+    pub fn apply(
+        &mut self,
+        effects: &[PolicyEffect],
+        index: &PolicyIndex,
+        pods: &dyn Fn(&LocalName) -> bool,
+    ) -> BTreeSet<LocalName> {
         let mut touched = BTreeSet::new();
         for effect in effects {
             match effect {
@@ -121,9 +152,10 @@ impl PodBook {
                 PolicyEffect::SetLoses(set, members) => self.change_set(set, members, false, &mut touched),
                 PolicyEffect::SetGoes(set) => drop(self.sets.remove(set)),
                 PolicyEffect::ClassChanges(class) => touched.extend(self.change_class(class, index)),
-                PolicyEffect::PodChanges { pod, classes, .. } => {
-                    self.set_classes(pod, classes, index);
-                    touched.insert(pod.clone());
+                PolicyEffect::PodChanges { pod, classes, tunnel, .. } => {
+                    if self.set_pod(pod, classes, PodScope::of(pods(pod), *tunnel), index) {
+                        touched.insert(pod.clone());
+                    }
                 }
                 // Its namespace goes with it.
                 PolicyEffect::PodGoes(pod) => drop(self.pods.remove(pod)),
@@ -155,7 +187,8 @@ impl PodBook {
         let is_whole = pod.loaded.is_none();
         // Until it is said how it went, nobody knows.
         pod.loaded = None;
-        Some(PodJob { rules: pod.rules.clone(), before, sets, is_whole })
+        let judges_tunnel = pod.scope.tunnel;
+        Some(PodJob { rules: pod.rules.clone(), before, sets, is_whole, judges_tunnel })
     }
 
     /// A job was done: the pod has its rules.
@@ -172,24 +205,46 @@ impl PodBook {
         self.pods.iter().filter(|(_, pod)| pod.rules.is_some()).map(|(name, _)| name)
     }
 
-    fn set_classes(&mut self, name: &LocalName, classes: &PodClasses, index: &PolicyIndex) {
-        if classes.iter().next().is_none() && !self.pods.contains_key(name) {
-            return;
+    /// Says what a pod is to have. Whether that is something else than before.
+    fn set_pod(
+        &mut self,
+        name: &LocalName,
+        classes: &PodClasses,
+        scope: PodScope,
+        index: &PolicyIndex,
+    ) -> bool {
+        let is_judged = scope != PodScope::default() && classes.iter().next().is_some();
+        if !is_judged && !self.pods.contains_key(name) {
+            return false;
         }
-        let rules = compiled(index, classes, &self.node, self.backend);
+        let rules = is_judged.then(|| self.compiled(index, classes, scope)).flatten();
         let pod = self.pods.entry(name.clone()).or_default();
-        (pod.classes, pod.rules) = (classes.clone(), rules);
+        let is_other = pod.rules != rules || pod.scope != scope || pod.loaded.is_none();
+        (pod.classes, pod.scope, pod.rules) = (classes.clone(), scope, rules);
+        is_other
     }
 
     fn change_class(&mut self, class: &Arc<PolicyClass>, index: &PolicyIndex) -> Vec<LocalName> {
-        let mut touched = Vec::new();
-        for (name, pod) in &mut self.pods {
-            if pod.classes.iter().any(|its| its == class) {
-                pod.rules = compiled(index, &pod.classes, &self.node, self.backend);
-                touched.push(name.clone());
-            }
+        let having = self.pods.iter().filter(|(_, pod)| pod.classes.iter().any(|its| its == class));
+        let having: Vec<(LocalName, PodClasses, PodScope)> =
+            having.map(|(name, pod)| (name.clone(), pod.classes.clone(), pod.scope)).collect();
+        for (name, classes, scope) in &having {
+            self.set_pod(name, classes, *scope, index);
         }
-        touched
+        having.into_iter().map(|(name, ..)| name).collect()
+    }
+
+    fn compiled(
+        &self,
+        index: &PolicyIndex,
+        classes: &PodClasses,
+        scope: PodScope,
+    ) -> Option<Arc<CompiledPod>> {
+        let enrolled = scope.tunnel.then_some(&*self.probes);
+        // Addresses of Services are judged as any other address.
+        let point = PodPoint { node: &self.node, services: false, enrolled, inner: !scope.all };
+        let compiled = compile_pod(index, classes, &point, self.backend);
+        (!compiled.rules.tables.is_empty()).then(|| Arc::new(compiled))
     }
 
     fn change_set(
@@ -218,16 +273,21 @@ impl PodBook {
     }
 }
 
-fn compiled(
-    index: &PolicyIndex,
-    classes: &PodClasses,
-    node: &[IpAddr],
-    backend: Backend,
-) -> Option<Arc<CompiledPod>> {
-    classes.iter().next()?;
-    // Addresses of Services are judged as any other address.
-    let point = PodPoint { node, ..PodPoint::default() };
-    Some(Arc::new(compile_pod(index, classes, &point, backend)))
+// === impl BookedPod ===
+
+impl BookedPod {
+    /// It is to have nothing.
+    fn is_let_go(&mut self) {
+        (self.classes, self.scope, self.rules) = (PodClasses::default(), PodScope::default(), None);
+    }
+}
+
+// === impl PodScope ===
+
+impl PodScope {
+    fn of(all: bool, tunnel: TunnelJudge) -> Self {
+        Self { all, tunnel: tunnel != TunnelJudge::Port }
+    }
 }
 
 /// The changes of one family.

@@ -8,17 +8,24 @@ use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 /// Keeps what a kernel has of policies as an index says it. It is called by one thread at a time, and may take as long as the kernel does.
 pub trait PolicyPoint: Send {
     /// Makes everything what the index says, whatever is there: at the start, and after a failure. What is right is left as it is; isolation
-    /// comes first, then what is allowed, and what is not wanted any more goes last. An index without pods leaves nothing of ours.
+    /// comes first, then what is allowed, and what is not wanted any more goes last. An index without pods leaves nothing of ours. `pods` says whose
+    /// policies are enforced here.
     ///
     /// # Errors
     /// Not all of it was done. It is tried again.
     fn adopt(&mut self, index: &PolicyIndex, pods: &dyn Fn(&LocalName) -> bool) -> Result<(), PointError>;
 
-    /// Carries out what an event changes, in the order of the effects. The index is as it is after the event.
+    /// Carries out what an event changes, in the order of the effects. The index is as it is after the event. `pods` says whose policies are enforced
+    /// here.
     ///
     /// # Errors
     /// Not all of it was done. [`Self::adopt`] follows.
-    fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> Result<(), PointError>;
+    fn apply(
+        &mut self,
+        effects: &[PolicyEffect],
+        index: &PolicyIndex,
+        pods: &dyn Fn(&LocalName) -> bool,
+    ) -> Result<(), PointError>;
 
     /// Looks whether the kernel has what it was given still, and puts it right. Whether it had to.
     ///
@@ -49,6 +56,8 @@ pub enum EnforcementPoint {
     Node,
     /// In the pod's.
     Pod,
+    /// In the node's, and what is inside the tunnel of ambient mode in the pod's.
+    Both,
 }
 
 // === impl PointError ===
@@ -80,6 +89,7 @@ impl EnforcementPoint {
         match self {
             Self::Node => "node",
             Self::Pod => "pod",
+            Self::Both => "both",
         }
     }
 }

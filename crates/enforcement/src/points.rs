@@ -54,25 +54,26 @@ impl Points {
 
     /// See [`PolicyPoint::apply`]. Whether all of it was done; what was not is in the log.
     pub(super) fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> bool {
-        let of = |at: EnforcementPoint| -> Vec<PolicyEffect> {
-            let is_its = |effect: &&PolicyEffect| match effect {
-                PolicyEffect::PodChanges { pod, .. } | PolicyEffect::PodGoes(pod) => self.of(pod) == at,
-                _ => true,
-            };
-            effects.iter().filter(is_its).cloned().collect()
+        let of_node = |effect: &&PolicyEffect| match effect {
+            PolicyEffect::PodChanges { pod, .. } | PolicyEffect::PodGoes(pod) => {
+                self.of(pod) == EnforcementPoint::Node
+            }
+            _ => true,
         };
-        let (of_node, of_pod) = (of(EnforcementPoint::Node), of(EnforcementPoint::Pod));
+        let of_node: Vec<PolicyEffect> = effects.iter().filter(of_node).cloned().collect();
+        let choice = self.choice;
+        let is_of_pod = move |_: &LocalName| choice == PointChoice::Pod;
+        let of_node = match of_node.is_empty() {
+            true => Ok(()),
+            false => self.node.apply(&of_node, index, &|pod| !is_of_pod(pod)),
+        };
+        // What is inside tunnels is judged in pods that are the node's else.
+        let of_pod = self.pod.apply(effects, index, &is_of_pod);
         let mut is_done = true;
-        for (point, effects) in [(&mut self.node, of_node), (&mut self.pod, of_pod)] {
-            if effects.is_empty() {
-                continue;
-            }
-            if let Err(error) = point.apply(&effects, index) {
-                let text =
-                    "a change of policies was not carried out; everything is compared and put right next";
-                self.log.warn(text, &[("error", &fault::chain(&error))]);
-                is_done = false;
-            }
+        for error in [of_node, of_pod].into_iter().filter_map(Result::err) {
+            let text = "a change of policies was not carried out; everything is compared and put right next";
+            self.log.warn(text, &[("error", &fault::chain(&error))]);
+            is_done = false;
         }
         is_done
     }

@@ -11,17 +11,18 @@ use policy::index::{LocalFacts, LocalName, PodClasses, PolicyEffect, PolicyIndex
 use policy::snapshot::PolicySnapshot;
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
 use rundir::denials::DenialRecord;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::StartedPods;
+use super::TunnelledPods;
 use super::changes::{Changes, Inbox};
 use super::denials::{DenialBatch, LoggedClasses, join};
 use super::point::{EnforcementPoint, PointError, PointLook};
 use super::points::Points;
+use super::tunnels::{TunnelEntry, Tunnels};
 use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
 
 /// What the watches fill.
-#[derive(Debug)]
 pub(super) struct PolicySources {
     pub(super) policies: Shared<Objects<NetworkPolicy>>,
     pub(super) peers: Shared<Peers>,
@@ -29,6 +30,7 @@ pub(super) struct PolicySources {
     /// Whether all pods of the cluster are watched.
     pub(super) interest: watch::Sender<bool>,
     pub(super) inbox: Arc<Inbox>,
+    pub(super) tunnels: TunnelledPods,
 }
 
 /// What is known of policies, and what of it a kernel has.
@@ -36,6 +38,7 @@ pub(super) struct PolicyState {
     sources: Arc<PolicySources>,
     namespaces: LabelledNamespaces,
     local: LocalPods,
+    tunnels: Tunnels,
     index: PolicyIndex,
     points: Points,
     /// What plugins told earlier agents.
@@ -108,6 +111,7 @@ impl PolicyState {
             sources,
             namespaces: LabelledNamespaces::default(),
             local,
+            tunnels: Tunnels::default(),
             index: PolicyIndex::default(),
             points,
             started,
@@ -154,12 +158,49 @@ impl PolicyState {
         match self.stage {
             FollowStage::Lists => return Err(NotPrepared::NotListed),
             FollowStage::Idle => {}
-            FollowStage::Follows => self.pod(&key, &touched),
+            FollowStage::Follows => {
+                self.tunnels.start(&key);
+                self.pod(&key, &touched);
+            }
         }
         self.catch_up()?;
         let name = name_of(&key);
         let classes = self.index.classes_of(&name).cloned().unwrap_or_default();
-        Ok(PreparedPod { classes, point: self.points.of(&name) })
+        let point = match self.points.of(&name) {
+            EnforcementPoint::Node if self.tunnels.judge(&key) != TunnelJudge::Port => EnforcementPoint::Both,
+            point => point,
+        };
+        Ok(PreparedPod { classes, point })
+    }
+
+    /// A pod comes into ambient mode.
+    pub(super) fn enter_tunnel(&mut self, pod: &PodRef, entry: TunnelEntry) {
+        let key = key_of(pod);
+        self.tunnels.enter(key.clone(), entry);
+        self.tunnel(&key);
+    }
+
+    /// A pod leaves ambient mode.
+    pub(super) fn leave_tunnel(&mut self, pod: &PodRef) {
+        let key = key_of(pod);
+        self.tunnels.leave(&key);
+        self.tunnel(&key);
+    }
+
+    /// Answers when no rules are on their way into the pod.
+    pub(super) fn await_tunnel(&mut self, pod: &PodRef, answer: oneshot::Sender<()>) {
+        self.tunnels.wait(&key_of(pod), answer);
+    }
+
+    /// Who judges a pod's tunnel may have changed.
+    fn tunnel(&mut self, key: &ObjectKey) {
+        if self.stage == FollowStage::Follows {
+            self.pod(key, &[]);
+        } else {
+            // Nothing is judged yet, and nothing is loaded.
+            self.tunnels.loaded(key);
+            self.tunnels.answer(key);
+        }
     }
 
     /// The addresses of a pod are released: the next one may have them.
@@ -191,6 +232,7 @@ impl PolicyState {
     pub(super) fn sweep(&mut self) {
         self.logged.sweep(&self.index);
         let cluster = self.sources.cluster.clone();
+        self.tunnels.retain(|key| cluster.index().pod(&key.namespace, &key.name).is_some());
         let (before, mut unknown) = (std::mem::take(&mut self.unknown), BTreeSet::new());
         let gone = self.local.retain(|key| {
             let exists = cluster.index().pod(&key.namespace, &key.name).is_some();
@@ -206,13 +248,18 @@ impl PolicyState {
     }
 
     /// Whether all that decides was listed. Pods of the cluster are asked for where there are policies.
-    fn are_lists_complete(&self) -> bool {
+    fn are_lists_complete(&mut self) -> bool {
         if self.stage == FollowStage::Follows {
             return true;
         }
+        if !self.tunnels.are_known()
+            && let Some(pods) = (self.sources.tunnels)()
+        {
+            self.tunnels.know(pods.iter().map(key_of));
+        }
         let PolicySources { policies, peers, cluster, interest, .. } = &*self.sources;
         let policies = policies.read();
-        if !policies.is_listed() || !cluster.state().synced {
+        if !policies.is_listed() || !cluster.state().synced || !self.tunnels.are_known() {
             return false;
         }
         interest.send_if_modified(|before| {
@@ -247,7 +294,7 @@ impl PolicyState {
             index.policy(&world, &policy_name(namespace, name), Some(PolicyTerms::from(&**policy)));
         }
         for pod in world.local_pods() {
-            index.local_pod(&world, &name_of(&pod.key()), Some(local_facts(&pod)));
+            index.local_pod(&world, &name_of(&pod.key()), Some(local_facts(&pod, &self.tunnels)));
         }
         self.index = index;
         self.logged.note_all(&self.index);
@@ -257,7 +304,12 @@ impl PolicyState {
 
     /// Acts upon what changed.
     fn follow(&mut self) {
-        let Changes { policies, namespaces, pods, .. } = self.sources.inbox.take();
+        let Changes { policies, namespaces, pods, tunnels, .. } = self.sources.inbox.take();
+        for key in tunnels {
+            if self.tunnels.loaded(&key) {
+                self.pod(&key, &[]);
+            }
+        }
         for (key, mut addresses) in pods {
             addresses.extend(self.local.watched(&key, &self.sources.peers.read()));
             self.pod(&key, &addresses);
@@ -281,11 +333,24 @@ impl PolicyState {
         let (name, peers) = (name_of(key), self.sources.peers.read());
         let world = world(&peers, &self.local, &self.namespaces);
         let pod = world.pod(key).filter(|pod| world.is_local(pod));
-        let facts = pod.as_ref().map(local_facts);
+        match &pod {
+            Some(pod) if pod.runs() => drop(self.tunnels.start(key)),
+            // One that a plugin has announced and nobody else knows comes next.
+            None if self.tunnels.judge(key) != TunnelJudge::Port => self.tunnels.leave(key),
+            _ => {}
+        }
+        let facts = pod.as_ref().map(|pod| local_facts(pod, &self.tunnels));
         let mut effects = self.index.local_pod(&world, &name, facts);
         effects.extend(self.index.pod(&world, addresses));
+        // Of a pod that no policy selects nothing is loaded.
+        let has_none = self.index.classes_of(&name).is_some_and(|classes| classes.iter().next().is_none());
+        if has_none && self.tunnels.loaded(key) {
+            let facts = pod.as_ref().map(|pod| local_facts(pod, &self.tunnels));
+            effects.extend(self.index.local_pod(&world, &name, facts));
+        }
         drop(peers);
         self.apply(&effects);
+        self.tunnels.answer(key);
     }
 
     fn policy(&mut self, key: &ObjectKey) {
@@ -328,8 +393,12 @@ fn world<'a>(peers: &'a Peers, local: &'a LocalPods, namespaces: &'a LabelledNam
     ClusterWorld { peers, local, namespaces, node_addresses: &[] }
 }
 
-fn local_facts(pod: &ClusterPod<'_>) -> LocalFacts {
-    LocalFacts { labels: pod.label_set(), addresses: pod.addresses().into(), tunnel: TunnelJudge::Port }
+fn local_facts(pod: &ClusterPod<'_>, tunnels: &Tunnels) -> LocalFacts {
+    LocalFacts {
+        labels: pod.label_set(),
+        addresses: pod.addresses().into(),
+        tunnel: tunnels.judge(&pod.key()),
+    }
 }
 
 fn name_of(key: &ObjectKey) -> LocalName {

@@ -142,6 +142,11 @@ impl ClusterPod<'_> {
         self.0.node()
     }
 
+    /// Whether containers of it run.
+    pub(super) fn runs(&self) -> bool {
+        self.0.phase() == Phase::Running
+    }
+
     /// Its labels by themselves.
     pub(super) fn label_set(&self) -> LabelSet {
         self.0.labels().collect()

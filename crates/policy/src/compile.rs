@@ -116,7 +116,9 @@ pub fn compile_pod(
         let (sections, apart) = compiler.class(class);
         let tunnel = point.enrolled.map(|_| compiler.tunnel(class));
         let of_services = services.iter().map(|set| service_rule(set, &pass));
-        if let (TrafficDirection::Egress, Some(tunnel)) = (direction, &tunnel) {
+        // Beside the node's rules what the application asks for is judged where it is known what it asks for.
+        let asks = direction == TrafficDirection::Egress && (point.services || !point.inner);
+        if let Some(tunnel) = tunnel.as_ref().filter(|_| asks) {
             let tcp = Match::Protocol(Protocol::Tcp);
             let mut asked = tunnel::not_asked(&pass);
             asked.extend(of_services.clone());

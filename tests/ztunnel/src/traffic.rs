@@ -94,10 +94,18 @@ impl Talk {
     /// # Errors
     /// Nobody listens.
     pub fn start(from: &TestNetns, to: SocketAddr) -> Result<Self> {
-        let stream = from.enter(|_| TcpStream::connect_timeout(&to, PATIENCE))?;
+        Self::within(from, to, PATIENCE)
+    }
+
+    /// The same, where nothing may take longer than this.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub fn within(from: &TestNetns, to: SocketAddr, patience: Duration) -> Result<Self> {
+        let stream = from.enter(|_| TcpStream::connect_timeout(&to, patience))?;
         let stream = stream.with_context(|| format!("connect {to}"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         Ok(Self { stream: BufReader::new(stream) })
     }

@@ -125,6 +125,9 @@ impl PodRules for Ambient {
 
     async fn remove(&self, member: &Member) -> Result<(), AmbientFailure> {
         let Some(netns) = member.netns.clone() else { return Ok(()) };
+        if let Some(policies) = self.pods.policies.get() {
+            policies.leave(&member.key).await;
+        }
         let (kernel, backend) = (self.node.backends.clone(), self.host()?.backend());
         let evidence = self.kept.evidence.clone();
         let removed = self.in_pod(&member.key, Task::Clear, move || -> Result<(), AmbientFailure> {
@@ -194,6 +197,9 @@ impl Ambient {
             subject: RecordSubject::of(member),
             proc_root: self.config.proc_root(),
         };
+        if let Some(policies) = self.pods.policies.get() {
+            policies.enter(&member.key, &netns, !spares).await;
+        }
         let program = move || netns.enter(|inside| programming.program(inside, when));
         self.in_pod(&member.key, Task::Program, program).await??
     }

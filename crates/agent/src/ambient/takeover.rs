@@ -17,6 +17,7 @@ use super::failure::AmbientFailure;
 use super::members::{GivenNetns, Member, MemberState};
 use super::record::{Place, PodRecord, Stage};
 use crate::finder;
+use crate::policy::PolicyTunnels;
 
 /// Namespaces that are looked at at once.
 const AT_ONCE: usize = 4;
@@ -32,6 +33,8 @@ impl Ambient {
     /// its rules are looked at here, and a ztunnel is to take it.
     pub(super) async fn take_over(self: &Arc<Self>) {
         let mut lost = self.known_before().await;
+        let _ = self.life.known_before.set(());
+        self.pods.policies.get().into_iter().for_each(PolicyTunnels::known);
         lost.retain(|member| member.netns.is_none());
         self.find_lost(lost).await;
         if !self.verify_host().await {

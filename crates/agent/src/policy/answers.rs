@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cluster::Cluster;
 use enforcement::{EnforcementPoint, PodToPrepare, Policies, PreparedPod};
@@ -16,6 +17,9 @@ use tokio::sync::watch;
 
 use crate::ambient::{AmbientConfig, open_host};
 use crate::policy_socket::{PolicyFuture, PolicyHandle};
+
+/// How long a pod that starts waits for the rules that judge its tunnel.
+const TUNNEL_LIMIT: Duration = Duration::from_millis(500);
 
 /// See the module.
 #[derive(Clone)]
@@ -40,8 +44,12 @@ impl PolicyHandle for PolicyAnswers {
             let pod = PodRef { uid, ..PodRef::named(namespace, name) };
             let labels = labels.map(|labels| LabelSet::from(&labels)).or_else(|| own.labels(&pod));
             let Some(labels) = labels else { return Err(format!("the labels of pod {pod} are not known")) };
-            let starting = PodToPrepare { pod, labels, addresses };
+            let starting = PodToPrepare { pod: pod.clone(), labels, addresses };
             let prepared = own.policies.prepare(starting).await.map_err(|error| fault::chain(&error))?;
+            if prepared.point == EnforcementPoint::Both {
+                // Rules that judge what is inside the tunnel take the guard's place. It stays where they do not come in time, until they do.
+                let _ = tokio::time::timeout(TUNNEL_LIMIT, own.policies.tunnel_judged(pod)).await;
+            }
             let mut answer = answer(&prepared);
             // They are for the guard, which a pod gets whose policies are not in force yet.
             if !answer.in_force && !answer.isolation.is_none() {
@@ -107,10 +115,11 @@ fn answer(prepared: &PreparedPod) -> PrepareAnswer {
     PrepareAnswer {
         isolation: Isolation { ingress: isolates(&classes.ingress), egress: isolates(&classes.egress) },
         // Rules come into a pod's own namespace once a process of the pod is there; until then it is guarded.
-        in_force: prepared.point == EnforcementPoint::Node,
+        in_force: prepared.point != EnforcementPoint::Pod,
         point: match prepared.point {
             EnforcementPoint::Node => EnforcedAt::Node,
             EnforcementPoint::Pod => EnforcedAt::Pod,
+            EnforcementPoint::Both => EnforcedAt::Both,
         },
         ingress_class: named(&classes.ingress),
         egress_class: named(&classes.egress),

@@ -143,7 +143,12 @@ impl PolicyPoint for NodePoint {
         Ok(())
     }
 
-    fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> Result<(), PointError> {
+    fn apply(
+        &mut self,
+        effects: &[PolicyEffect],
+        index: &PolicyIndex,
+        _: &dyn Fn(&LocalName) -> bool,
+    ) -> Result<(), PointError> {
         let deltas = self.rules.apply(effects, index);
         if !self.loaded {
             return match self.rules.has_pods() {

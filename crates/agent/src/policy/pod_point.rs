@@ -1,16 +1,17 @@
 //! Policies in pods' own network namespaces: what [`PodBook`] wants of a pod is loaded where its processes are, and compared at intervals.
 
+mod failure;
 mod load;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use capture::ambient::{PROBE_V4, PROBE_V6};
 use cluster::{Cluster, Queue};
 use enforcement::{PodBook, PodJob, PointError, PointLook, PolicyPoint, SetContent, StartedPods};
 use facts::PodRef;
-use fault::{Fault, Retry};
 use kernel::{Change, Choice};
 use netns::Netns;
 use netns::find::SearchRoots;
@@ -22,7 +23,8 @@ use tokio::task::JoinError;
 use crate::backends::Backends;
 use crate::finder::{self, FindFailure, Finder, wanted_netns};
 use crate::pods::{self, Reconcile};
-use crate::slots::{Slots, Task, UnfinishedAct};
+use crate::slots::{Slots, Task};
+use failure::PodPointFailure;
 
 /// On how many pods it is worked at once.
 const PLACES: usize = 4;
@@ -57,61 +59,19 @@ pub(crate) struct PodPointKeeper {
     places: Mutex<BTreeMap<LocalName, Arc<Netns>>>,
     /// Pods that may be guarded, and until when their first process is waited for.
     guarded: Mutex<BTreeMap<LocalName, Instant>>,
+    /// Namespaces of pods in ambient mode, as that knows them.
+    tunnelled: Mutex<BTreeMap<LocalName, Weak<Netns>>>,
+    /// Is told of pods that have the rules which judge their tunnels.
+    tunnel_loaded: OnceLock<TunnelLoaded>,
 }
+
+type TunnelLoaded = Box<dyn Fn(&LocalName) + Send + Sync>;
 
 /// The point as policies see it: what is done is done by [`PodPointKeeper`], a moment later.
 pub(crate) struct PodPolicyPoint {
     keeper: Arc<PodPointKeeper>,
     /// Whether pods were looked at that may have rules of an earlier agent.
     has_looked: bool,
-}
-
-/// Why a pod does not have the rules of its policies.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PodPointFailure {
-    /// Its node's processes cannot be seen.
-    #[error("open the node's network namespace: {0}")]
-    Host(netns::Error),
-    /// It is not there, or cannot be entered.
-    #[error(transparent)]
-    Netns(#[from] netns::Error),
-    /// It is not found.
-    #[error(transparent)]
-    Find(#[from] FindFailure),
-    /// Nothing of it runs yet, and the plugin may have left a guard.
-    #[error("no process of the pod is there yet; until then it may be isolated")]
-    NotYet,
-    /// It is another pod's by now.
-    #[error("{0}")]
-    Foreign(#[from] netns::find::NotThePods),
-    /// Not in time.
-    #[error(transparent)]
-    Unfinished(#[from] UnfinishedAct),
-    /// Its rules.
-    #[error(transparent)]
-    Rules(#[from] kernel::Error),
-    /// Its rules are left.
-    #[error(transparent)]
-    Left(#[from] kernel::Incomplete),
-    /// Its sets.
-    #[error(transparent)]
-    Sets(#[from] kernel::sets::Error),
-    /// It needs more than it may have.
-    #[error(
-        "its policies need {found} elements in its sets and POLICY_POD_POINT_MAX is {most}; it has none of them"
-    )]
-    TooMany {
-        /// So many.
-        found: usize,
-        /// The option.
-        most: usize,
-    },
-}
-
-impl Fault for PodPointFailure {
-    fn retry(&self) -> Retry {
-        if matches!(self, Self::TooMany { .. }) { Retry::OnChange } else { Retry::Backoff }
-    }
 }
 
 // === impl PodPolicyPoint ===
@@ -140,8 +100,13 @@ impl PolicyPoint for PodPolicyPoint {
         Ok(())
     }
 
-    fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> Result<(), PointError> {
-        let touched = self.keeper.book().apply(effects, index);
+    fn apply(
+        &mut self,
+        effects: &[PolicyEffect],
+        index: &PolicyIndex,
+        pods: &dyn Fn(&LocalName) -> bool,
+    ) -> Result<(), PointError> {
+        let touched = self.keeper.book().apply(effects, index, pods);
         touched.iter().for_each(|name| self.keeper.queue.push(pod_of(name)));
         Ok(())
     }
@@ -165,7 +130,7 @@ impl PodPointKeeper {
             Choice::Auto if lacks_nftables(&parts.proc_root) => Backend::Iptables,
             Choice::Auto => Backend::Nftables,
         };
-        let book = Mutex::new(PodBook::new(backend));
+        let book = Mutex::new(PodBook::new(backend, vec![PROBE_V4.into(), PROBE_V6.into()]));
         Arc::new(Self {
             parts,
             book,
@@ -173,7 +138,29 @@ impl PodPointKeeper {
             finder: Finder::default(),
             places: Mutex::default(),
             guarded: Mutex::default(),
+            tunnelled: Mutex::default(),
+            tunnel_loaded: OnceLock::new(),
         })
+    }
+
+    /// `told` hears of pods that have the rules which judge their tunnels. It must not wait.
+    pub(crate) fn on_tunnel_loaded(&self, told: impl Fn(&LocalName) + Send + Sync + 'static) {
+        let _ = self.tunnel_loaded.set(Box::new(told));
+    }
+
+    /// Where a pod is, as ambient mode knows it. Whether that is news.
+    pub(crate) fn place(&self, pod: &PodRef, netns: &Arc<Netns>) -> bool {
+        let name = name_of(pod);
+        let before = {
+            let mut known = self.tunnelled.lock().unwrap_or_else(PoisonError::into_inner);
+            known.retain(|_, netns| netns.strong_count() > 0);
+            known.insert(name.clone(), Arc::downgrade(netns))
+        };
+        let is_moved = before.and_then(|before| before.upgrade()).is_none_or(|before| before != *netns);
+        if is_moved {
+            self.book().moved(&name);
+        }
+        is_moved
     }
 
     /// Works until it is aborted.
@@ -203,18 +190,28 @@ impl PodPointKeeper {
         Ok(listed.map_err(kernel::Error::from)?)
     }
 
+    /// Where a pod of ambient mode is.
+    fn tunnelled(&self, name: &LocalName) -> Option<Arc<Netns>> {
+        self.tunnelled.lock().unwrap_or_else(PoisonError::into_inner).get(name)?.upgrade()
+    }
+
     /// The namespace of a pod; nothing where it has none to be worked on.
     async fn locate(
         &self,
         name: &LocalName,
-        pod: &facts::Object,
+        pod: Option<&facts::Object>,
     ) -> Result<(Arc<Netns>, SearchRoots), PodPointFailure> {
         let host = self.host().map_err(PodPointFailure::Host)?;
         let roots = SearchRoots { proc_root: self.parts.proc_root.clone(), host: host.id() };
+        if let Some(netns) = self.tunnelled(name) {
+            return Ok((netns, roots));
+        }
         let known = self.places().get(name).cloned();
         if let Some(netns) = known.filter(|netns| finder::is_still(netns)) {
             return Ok((netns, roots));
         }
+        let missing = netns::find::MissingNetns::NoProcess;
+        let pod = pod.ok_or(PodPointFailure::Find(FindFailure::Missing(missing)))?;
         let wanted = wanted_netns(pod, &self.parts.kernel_network_runtime_classes);
         let found = Arc::new(self.finder.find(&roots, wanted, Vec::new).await?);
         self.places().insert(name.clone(), found.clone());
@@ -223,12 +220,15 @@ impl PodPointKeeper {
 
     async fn work_on(&self, name: &LocalName) -> Result<(), PodPointFailure> {
         let pod = self.parts.cluster.index().pod(&name.namespace, &name.name).cloned();
-        let Some(pod) = pod.filter(|pod| !pod.is_terminal()) else {
+        // A plugin tells of a pod before its watch does.
+        let is_over = pod.as_ref().map_or_else(|| self.tunnelled(name).is_none(), |pod| pod.is_terminal());
+        if is_over {
             self.places().remove(name);
             return Ok(());
-        };
+        }
+        let key = pod.as_ref().map_or_else(|| pod_of(name), |pod| pod.pod_ref());
         let Some(job) = self.book().job(name) else { return Ok(()) };
-        let found = self.locate(name, &pod).await;
+        let found = self.locate(name, pod.as_deref()).await;
         let (netns, roots) = match found {
             Ok(found) => found,
             // Nothing runs there, so there is nothing to remove.
@@ -244,17 +244,20 @@ impl PodPointKeeper {
         if let Some(found) = too_many(&job, self.parts.most_elements) {
             return Err(PodPointFailure::TooMany { found, most: self.parts.most_elements });
         }
-        let (backends, backend, addresses) = (self.parts.backends.clone(), self.book().backend(), pod.ips());
+        let (backends, backend) = (self.parts.backends.clone(), self.book().backend());
+        let addresses = pod.as_ref().map(|pod| pod.ips()).unwrap_or_default();
         let doing = job.clone();
         let load = move || -> Result<Change, PodPointFailure> {
             netns::find::belongs_to(&netns, roots.host, &addresses, &finder::addresses)?;
             netns.enter(|inside| load::load(inside, backends.kernel(), backend, &doing))?
         };
-        let change = self.parts.slots.run(&pod.pod_ref(), Task::Program, load).await??;
+        let change = self.parts.slots.run(&key, Task::Program, load).await??;
         self.parts.backends.log_warnings(&self.parts.log);
         self.book().done(name, &job);
         self.guarded().remove(name);
-        let key = pod.pod_ref();
+        if let Some(told) = self.tunnel_loaded.get().filter(|_| job.judges_tunnel) {
+            told(name);
+        }
         if job.is_whole && change == Change::Replaced {
             self.parts.log.info(
                 "the rules of a pod's policies differed from what is wanted; they are put right",

@@ -1,7 +1,7 @@
 //! The parts of an agent, each with what it needs of the others.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::{Cluster, Writer};
 use enforcement::{DenialBook, Policies, PolicyParts, PolicyPoint, PolicyWatches};
@@ -16,13 +16,16 @@ use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
 use crate::policy::{
-    DenialParts, DenialReader, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, node_settings,
-    standing, started,
+    DenialParts, DenialReader, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, PolicyTunnels,
+    node_settings, standing, started,
 };
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
 use crate::verification::{PodVerifier, VerifierParts};
 use metrics::Metrics;
+
+/// How long policies wait until it is known which pods are in the mesh, where the node cannot be made ready for that.
+const KNOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// What several of them share.
 pub(super) struct SharedParts<'a> {
@@ -82,7 +85,11 @@ impl SharedParts<'_> {
     }
 
     /// Nothing where policies are not enforced.
-    pub(super) fn policies(&self, watches: PolicyWatches) -> Option<(Policies, Arc<PodPointKeeper>)> {
+    pub(super) fn policies(
+        &self,
+        watches: PolicyWatches,
+        mesh: &Arc<Ambient>,
+    ) -> Option<(Policies, Arc<PodPointKeeper>)> {
         let policy = self.config.policy.clone()?;
         let (disturbed, log) = (Arc::new(Notify::new()), self.journal.scope("policy"));
         if policy.rejects {
@@ -105,8 +112,13 @@ impl SharedParts<'_> {
             proc_root: self.config.proc_root.clone(),
             log: log.clone(),
         });
-        let pod_point = keeper.clone();
+        let (pod_point, tunnelled) = (keeper.clone(), mesh.clone());
+        let judges_tunnel = policy.judges_tunnel;
         let parts = PolicyParts {
+            tunnels: Arc::new(move || match judges_tunnel {
+                true => tunnelled.tunnelled(KNOWN_LIMIT),
+                false => Some(Vec::new()),
+            }),
             config: policy,
             node: self.config.node.clone(),
             manifests: matches!(self.config.pods, PodsOrigin::Manifests { .. }),
@@ -118,7 +130,9 @@ impl SharedParts<'_> {
             told: standing(self.health.clone()),
             log,
         };
-        Some((Policies::new(parts, watches), keeper))
+        let policies = Policies::new(parts, watches);
+        self.tunnels(mesh, &policies, &keeper);
+        Some((policies, keeper))
     }
 
     /// What hears of denials, where policies are enforced.
@@ -136,6 +150,18 @@ impl SharedParts<'_> {
             metrics: self.metrics.clone(),
             log: self.journal.scope("policy"),
         }))
+    }
+
+    /// Joins policies and ambient mode, where what is inside tunnels is judged.
+    fn tunnels(&self, mesh: &Arc<Ambient>, policies: &Policies, keeper: &Arc<PodPointKeeper>) {
+        let judges = self.config.policy.as_ref().is_some_and(|policy| policy.judges_tunnel);
+        if !judges || self.config.ambient.is_off {
+            return;
+        }
+        let told = policies.clone();
+        keeper.on_tunnel_loaded(move |pod| told.tunnel_loaded(pod));
+        let log = self.journal.scope("policy");
+        mesh.judge_tunnels(PolicyTunnels { policies: policies.clone(), keeper: keeper.clone(), log });
     }
 
     pub(super) fn sidecars(

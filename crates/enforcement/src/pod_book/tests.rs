@@ -19,7 +19,7 @@ impl Setup {
     /// Pods `a`, which a policy opens to pods with the label `in`, and `b`.
     fn new() -> Self {
         let (world, index) = (PlainWorld::default(), PolicyIndex::default());
-        let mut setup = Self { world, index, book: PodBook::new(Backend::Nftables) };
+        let mut setup = Self { world, index, book: PodBook::new(Backend::Nftables, Vec::new()) };
         setup.policy(Some(json!([{"from": [{"podSelector": {"matchLabels": {"in": "yes"}}}]}])));
         setup.pod("a", "10.0.0.1", &[("app", "a")], true);
         setup.pod("b", "10.0.0.2", &[], false);
@@ -33,7 +33,7 @@ impl Setup {
             "spec": {"podSelector": {"matchLabels": {"app": "a"}}, "ingress": ingress.clone().unwrap_or_default()}});
         let terms = PolicyTerms::from(&serde_json::from_value::<facts::NetworkPolicy>(object).unwrap());
         let effects = self.index.policy(&self.world, &terms.name.clone(), ingress.map(|_| terms));
-        self.book.apply(&effects, &self.index)
+        self.book.apply(&effects, &self.index, &|_| true)
     }
 
     fn pod(
@@ -53,7 +53,7 @@ impl Setup {
             false => Vec::new(),
         };
         effects.extend(self.index.pod(&self.world, &[address]));
-        self.book.apply(&effects, &self.index)
+        self.book.apply(&effects, &self.index, &|_| true)
     }
 
     /// The next job of `a`, as its sets are told: whole ones by their length, changes by what comes and goes.

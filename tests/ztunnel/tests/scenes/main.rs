@@ -3,6 +3,7 @@
 
 mod life;
 mod names;
+mod policies;
 mod traffic;
 
 use std::collections::BTreeSet;

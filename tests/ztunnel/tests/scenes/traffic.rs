@@ -74,7 +74,7 @@ struct Heard {
 }
 
 /// Tells a thread to end, also when the scene fails.
-struct Until<'a>(&'a AtomicBool);
+pub(crate) struct Until<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for Until<'_> {
     fn drop(&mut self) {
