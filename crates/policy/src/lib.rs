@@ -9,6 +9,7 @@
 //! - [`service_verdicts`]: what policies come to for addresses of Services.
 //! - [`compiled`]: what these rules do, without a kernel.
 //! - [`snapshot`]: what is kept of policies on disk.
+//! - [`tenancy`]: tenants and grants as policies.
 //! - [`cases`]: files of connections with their right verdicts.
 
 pub mod cases;
@@ -21,6 +22,7 @@ mod meaning;
 mod plain;
 mod services;
 pub mod snapshot;
+pub mod tenancy;
 pub mod terms;
 #[cfg(test)]
 mod tests;

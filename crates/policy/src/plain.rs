@@ -128,6 +128,11 @@ impl PlainWorld {
         self.services.get(&key(namespace, name))
     }
 
+    /// All Services with namespace and name.
+    pub fn services(&self) -> impl Iterator<Item = (&str, &str, &Service)> {
+        self.services.iter().map(|((namespace, name), service)| (&**namespace, &**name, service))
+    }
+
     /// All nodes with their own addresses.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &[IpAddr])> {
         self.nodes.iter().map(|(name, addresses)| (&**name, &**addresses))
