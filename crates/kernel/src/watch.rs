@@ -171,13 +171,14 @@ impl KeptSockets {
     }
 
     /// Whether there was no transaction since everything was found as planned, and tables of iptables-legacy that there were then have the same
-    /// rules. It tells nothing about the routing, whose changes are events, nor about tables of iptables-legacy that are new.
+    /// rules. Large ones are not read: of these it says no. It tells nothing about the routing, whose changes are events, nor about tables of iptables-legacy that are new.
     ///
     /// # Errors
     /// The kernel could not be asked.
     pub fn unchanged(&mut self) -> Result<bool, Error> {
         let Some(equal) = self.equal.take() else { return Ok(false) };
         let same = self.last_transaction()? == equal.last
+            && equal.legacy.is_small()
             && legacy::content(self.legacy.as_ref(), equal.legacy.tables.clone())? == equal.legacy;
         self.equal = Some(equal);
         Ok(same)

@@ -31,6 +31,8 @@ const INFO: usize = NAME + 13 * 4;
 const ENTRIES: usize = NAME + 8;
 /// Bytes of a table that are read. Of a larger one that is all that is known.
 const MOST: usize = 4 << 20;
+/// Bytes of all tables that are compared by whoever keeps others waiting: some hundred microseconds.
+const QUICK: usize = 256 << 10;
 /// How often a table is read that grows meanwhile.
 const TRIES: usize = 5;
 
@@ -43,6 +45,8 @@ pub(crate) struct LegacyTables(Vec<(Family, String)>);
 pub(super) struct LegacyContent {
     pub(super) tables: LegacyTables,
     hash: u64,
+    /// Length of all of it.
+    bytes: usize,
 }
 
 /// Asks for what is in tables of one namespace.
@@ -89,7 +93,7 @@ impl LegacyTables {
 
 /// What is in tables that there are. Without any, no socket is needed.
 pub(super) fn content(socket: Option<&LegacySocket>, tables: LegacyTables) -> Result<LegacyContent, Error> {
-    let mut hasher = crate::keyed::hasher();
+    let (mut hasher, mut bytes) = (crate::keyed::hasher(), 0);
     for (family, table) in socket.iter().flat_map(|_| &tables.0) {
         table.hash(&mut hasher);
         let entries = socket.map(|socket| socket.entries(*family, table)).transpose();
@@ -97,9 +101,17 @@ pub(super) fn content(socket: Option<&LegacySocket>, tables: LegacyTables) -> Re
         if let Some(entries) = &mut entries {
             mask_counters(*family, entries);
         }
+        bytes += entries.as_ref().map_or(0, Vec::len);
         entries.hash(&mut hasher);
     }
-    Ok(LegacyContent { hash: hasher.finish(), tables })
+    Ok(LegacyContent { hash: hasher.finish(), tables, bytes })
+}
+
+impl LegacyContent {
+    /// Whether it is read in no time.
+    pub(super) fn is_small(&self) -> bool {
+        self.bytes <= QUICK
+    }
 }
 
 // === impl LegacySocket ===

@@ -242,6 +242,25 @@ fn a_check_with_another_plan_finds_what_somebody_inside_finds() {
     }
 }
 
+/// Whoever asks whether something has changed keeps others waiting; whoever checks does not.
+#[test]
+fn large_tables_of_iptables_legacy_are_read_by_a_check_only() {
+    let pod = Pod::new(Way::Nft);
+    let mut kept = keep(&pod.ns);
+    sh(&pod.ns, "iptables-legacy -t nat -A OUTPUT -p udp -j ACCEPT");
+    assert_eq!(pod.check(&mut kept), Check::Enter);
+    kept.equal();
+    assert!(kept.unchanged().unwrap());
+    let rules = "{ echo '*filter'; seq -f '-A INPUT -p udp --dport %.0f -j ACCEPT' 1 3000; echo COMMIT; }";
+    sh(&pod.ns, &format!("{rules} | iptables-legacy-restore"));
+    assert_eq!(pod.check(&mut kept), Check::Enter);
+    kept.equal();
+    let began = std::time::Instant::now();
+    assert!(!kept.unchanged().unwrap());
+    println!("asked within {:?}", began.elapsed());
+    assert_eq!(pod.check(&mut kept), Check::Equal);
+}
+
 #[test]
 fn packets_that_legacy_rules_count_are_no_change() {
     let pod = Pod::new(Way::Iptables(Variant::Legacy));
