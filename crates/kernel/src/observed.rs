@@ -67,7 +67,7 @@ impl Kernel<'_> {
         let proxy = PlannedProxy::of(subject.plan);
         let listeners = subject.processes.attribute(listeners, &proxy, subject);
         let programs = match subject.scope {
-            NetnsScope::Pod => programs::of_control_groups(subject.processes),
+            NetnsScope::Pod => programs::of_control_groups(subject.processes, subject.proc_root),
             NetnsScope::Node => LookedAt::Not("programs of the node's own namespace".to_owned()),
         };
         let filters = match subject.scope {

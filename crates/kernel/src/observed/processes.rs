@@ -86,6 +86,10 @@ fn container(group: &Path) -> Option<String> {
 }
 
 impl PodProcesses {
+    pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.processes.iter().map(|process| process.pid)
+    }
+
     /// All of them. A sidecar's container is known by what runs in it as the proxy's user or group, or listens on a port of the proxy.
     pub(super) fn observed(
         &self,

@@ -1,14 +1,21 @@
 //! BPF programs of a pod's control group: what is translated in connect(2) never comes to the rules as the application meant it.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use conflicts::{BpfProgram, LookedAt};
+use rustix::fs::AtFlags;
 
 use super::PodProcesses;
 
-/// Where version 2 of control groups is mounted.
-const MOUNT: &str = "/sys/fs/cgroup";
+/// Where version 2 of control groups is mounted, alone or beside those of version 1.
+const MOUNTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+/// Processes whose view of their group is tried.
+const MOST_PROCESSES: usize = 8;
+/// `CGROUP2_SUPER_MAGIC` (linux/magic.h).
+const CGROUP2: i64 = 0x6367_7270;
 /// `BPF_PROG_QUERY`, and `BPF_F_QUERY_EFFECTIVE`: also programs of the groups above (linux/bpf.h).
 const PROG_QUERY: i64 = 16;
 const EFFECTIVE: u32 = 1;
@@ -34,14 +41,18 @@ struct Query {
 }
 
 /// Those on connect(2) and sendmsg(2). Who may not ask, or cannot see the group, has not looked.
-pub(super) fn of_control_groups(processes: &PodProcesses) -> LookedAt<Vec<BpfProgram>> {
+pub(super) fn of_control_groups(processes: &PodProcesses, proc_root: &Path) -> LookedAt<Vec<BpfProgram>> {
     let Some(group) = &processes.control_group else {
         return LookedAt::Not("BPF programs: no control group of the pod is known".to_owned());
     };
-    let path = Path::new(MOUNT).join(group.strip_prefix("/").unwrap_or(group));
-    let directory = match std::fs::File::open(&path) {
+    let directory = match open(processes, group, proc_root) {
         Ok(directory) => directory,
-        Err(error) => return LookedAt::Not(format!("BPF programs: open {}: {error}", path.display())),
+        Err(error) => {
+            return LookedAt::Not(format!(
+                "BPF programs: open the control group {}: {error}",
+                group.display()
+            ));
+        }
     };
     let mut found = Vec::new();
     for (hook, name) in HOOKS {
@@ -58,6 +69,37 @@ pub(super) fn of_control_groups(processes: &PodProcesses) -> LookedAt<Vec<BpfPro
         }
     }
     LookedAt::Found(found)
+}
+
+/// The directory of a group. From a container, which sees others' groups as `/../…`, no path leads there: a process of the pod has its group as the
+/// root of what is mounted in its own container.
+fn open(processes: &PodProcesses, group: &Path, proc_root: &Path) -> std::io::Result<File> {
+    let below = group.strip_prefix("/").unwrap_or(group);
+    let is_here = !below.starts_with("..");
+    let here = MOUNTS.iter().filter(|_| is_here).map(|mount| Path::new(mount).join(below));
+    let pids = processes.pids().take(MOST_PROCESSES);
+    let there = pids.flat_map(|pid| {
+        let root = proc_root.join(format!("{pid}/root"));
+        MOUNTS.map(|mount| root.join(mount.trim_start_matches('/')))
+    });
+    let mut first = None;
+    let candidates = here.map(|path| (path, false)).chain(there.map(|path| (path, true)));
+    for (path, is_its_view) in candidates {
+        match open_group(&path, is_its_view) {
+            Ok(directory) => return Ok(directory),
+            Err(error) => first = first.or(Some(error)),
+        }
+    }
+    Err(first.unwrap_or_else(|| ErrorKind::NotFound.into()))
+}
+
+/// `is_its_view`: as a container sees it. Only what is not the root of all has the file, and that would be anybody's.
+fn open_group(path: &Path, is_its_view: bool) -> std::io::Result<File> {
+    let directory = File::open(path)?;
+    let is_of_version_2 = i64::from(rustix::fs::fstatfs(&directory)?.f_type) == CGROUP2;
+    let is_a_groups =
+        !is_its_view || rustix::fs::statat(&directory, "cgroup.events", AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    if is_of_version_2 && is_a_groups { Ok(directory) } else { Err(ErrorKind::NotFound.into()) }
 }
 
 /// The numbers of the programs at a hook of a control group (its descriptor) or an interface (its number).
@@ -93,3 +135,6 @@ pub(super) fn query(target: u32, hook: u32, flags: u32) -> std::io::Result<Vec<u
     }
     Ok(ids.into_iter().take(query.count as usize).collect())
 }
+
+#[cfg(test)]
+mod tests;
