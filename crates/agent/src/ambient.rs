@@ -74,6 +74,7 @@ use evidence::Evidence;
 use failure::AmbientFailure;
 use host::HostSide;
 pub(crate) use host::open_host;
+use host_watch::HostWriters;
 use members::MeshMembers;
 use metrics::Metrics;
 use record::Records;
@@ -121,6 +122,8 @@ struct Node {
     backends: Arc<Backends>,
     /// The kernel did not let this agent prepare the node's namespace when it tried last.
     is_denied: AtomicBool,
+    /// Who else has changed rules there since they were last looked at.
+    writers: Mutex<HostWriters>,
     /// Finds the namespaces of its pods.
     finder: Finder,
     /// Held for reading by work in the node's namespace, which goes on when the task that wanted it is aborted.
@@ -232,6 +235,7 @@ impl Ambient {
                 host: OnceLock::new(),
                 is_denied: AtomicBool::new(false),
                 backends,
+                writers: Mutex::default(),
                 finder: Finder::default(),
                 under_way: Arc::default(),
             },

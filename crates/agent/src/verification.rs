@@ -31,7 +31,7 @@ use ruleset::Plan;
 use crate::backends::Backends;
 
 pub(crate) use config::VerifyConfig;
-pub(crate) use culprit::printable;
+pub(crate) use culprit::{node_writer, printable};
 pub(crate) use identity::{NetnsIdentity, identity};
 pub(crate) use verifier::{PodVerifier, VerifierParts};
 pub(crate) use watch::NetnsWatch;

@@ -1,17 +1,18 @@
 //! Changes of rules in the node's network namespace, as the kernel tells of them: rules of ours that others took away, or put theirs before, are put right
 //! at once, not only when their turn comes.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use kernel::watch::{KeptSockets, Noticed};
+use ::verification::Culprit;
+use kernel::watch::{KeptSockets, Noticed, RulesetCommit};
 use ruleset::Backend;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 
 use super::Ambient;
 use super::host::{HostSide, NotReady};
-use crate::verification::NetnsWatch;
+use crate::verification::{NetnsWatch, node_writer};
 
 /// After a change it is waited for so much quiet, and at most for so long: whoever reloads a firewall changes much.
 const QUIET: Duration = Duration::from_millis(50);
@@ -19,8 +20,23 @@ const STORM: Duration = Duration::from_millis(500);
 /// Others change rules on a node all the time, kube-proxy each second. A look takes a millisecond with nf_tables, and starts programs with iptables.
 const AT_MOST_EVERY: Duration = Duration::from_secs(1);
 const AT_MOST_EVERY_BY_PROGRAMS: Duration = Duration::from_secs(10);
+/// Others who have committed since the last look and are named, at most.
+const WRITERS: usize = 3;
 /// The number by which the only sockets of this watch are told.
 const NUMBER: u64 = 0;
+
+/// `reason` of the Event about the node whose rules differed.
+const RESTORED: &str = "HostRulesRestored";
+/// The time between two of them.
+const TELL_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Others who change rules in the node's namespace.
+#[derive(Debug, Default)]
+pub(super) struct HostWriters {
+    /// Who has since the last look.
+    since: Vec<Culprit>,
+    told: Option<Instant>,
+}
 
 impl Ambient {
     /// Looks at the node's namespace whenever somebody else has changed rules there, until the task is aborted. Where that is not heard of, it is looked
@@ -55,7 +71,7 @@ impl Ambient {
         let mut last: Option<Instant> = None;
         while events.recv().await.is_some() {
             let first = Instant::now();
-            if !is_changed(&mut kept)? {
+            if !self.is_changed(&mut kept)? {
                 continue;
             }
             while first.elapsed() < STORM && tokio::time::timeout(QUIET, events.recv()).await.is_ok() {}
@@ -63,7 +79,7 @@ impl Ambient {
                 tokio::time::sleep_until(last + self.host_look_pause()).await;
             }
             // The look that comes now sees these, too.
-            is_changed(&mut kept)?;
+            self.is_changed(&mut kept)?;
             if self.is_at_rest() {
                 self.verify_host().await;
             }
@@ -78,10 +94,52 @@ impl Ambient {
             Ok(Backend::Iptables) | Err(_) => AT_MOST_EVERY_BY_PROGRAMS,
         }
     }
-}
 
-/// Whether somebody else has changed rules, or may have. Of the routing each new pod changes something, and nothing that concerns us.
-fn is_changed(kept: &mut KeptSockets) -> Result<bool, String> {
-    let Noticed { commits, lost, .. } = kept.take_events().map_err(|error| fault::chain(&error))?;
-    Ok(lost || commits.iter().any(|commit| !commit.is_own()))
+    /// Whether somebody else has changed rules, or may have; who is noted. Of the routing each new pod changes something, and nothing that concerns us.
+    fn is_changed(&self, kept: &mut KeptSockets) -> Result<bool, String> {
+        let Noticed { commits, lost, .. } = kept.take_events().map_err(|error| fault::chain(&error))?;
+        let others: Vec<&RulesetCommit> = commits.iter().filter(|commit| !commit.is_own()).collect();
+        if !others.is_empty() {
+            let (index, proc_root) = (self.cluster.index(), self.config.proc_root());
+            let pod_of = |uid: &str| index.pods().find(|pod| pod.uid() == Some(uid));
+            let names = |uid: &str| pod_of(uid).map(|pod| pod.pod_ref().to_string());
+            let writers = &mut self.host_writers().since;
+            for commit in &others {
+                if !writers.iter().any(|known| known.pid == Some(commit.pid)) && writers.len() < WRITERS {
+                    writers.push(node_writer(commit, &proc_root, &names));
+                }
+            }
+        }
+        Ok(lost || !others.is_empty())
+    }
+
+    fn host_writers(&self) -> MutexGuard<'_, HostWriters> {
+        self.node.writers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who else has committed since the last look at the node's rules, in words.
+    pub(super) fn take_host_writers(&self) -> String {
+        let writers = std::mem::take(&mut self.host_writers().since);
+        match writers.is_empty() {
+            true => Culprit::unknown().to_string(),
+            false => writers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
+        }
+    }
+
+    /// Writes an Event about the node, once in an hour.
+    pub(super) fn tell_host_restored(&self, writers: &str) {
+        let now = Instant::now();
+        let mut known = self.host_writers();
+        if known.told.is_some_and(|told| now < told + TELL_AGAIN) {
+            return;
+        }
+        known.told = Some(now);
+        drop(known);
+        let text = format!(
+            "The node's rules for probes differed from the planned ones, changed by {writers}. They are put right."
+        );
+        let events = self.telling.events.clone();
+        // No look waits for the API server.
+        tokio::spawn(async move { events.about_node(true, RESTORED, &text).await });
+    }
 }

@@ -151,12 +151,17 @@ impl Ambient {
                 Ok::<_, NotReady>(repaired)
             })
         };
-        match self.in_kernel(verify).await {
+        // Who commits from here on may be heard of after it has done so.
+        let looked = self.in_kernel(verify).await;
+        let writers = self.take_host_writers();
+        match looked {
             Ok(Ok(Ok(repaired))) => {
                 if repaired.rules {
                     self.metrics.repaired("host-rules", 1);
                     self.metrics.drift(Drifted::HostRules, DriftAction::Repaired, 1);
-                    self.log.warn("the rules for host probes differed and are put right", &[]);
+                    let text = "the rules for host probes differed and are put right";
+                    self.log.warn(text, &[("culprit", &writers)]);
+                    self.tell_host_restored(&writers);
                 }
                 if repaired.members > 0 {
                     self.metrics.repaired("host-sets", repaired.members);

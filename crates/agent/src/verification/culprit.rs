@@ -31,6 +31,16 @@ pub(super) fn culprit(
     }
 }
 
+/// The same in the node's own namespace, where no writer is a pod's own.
+pub(crate) fn node_writer(
+    commit: &RulesetCommit,
+    proc_root: &Path,
+    names: &dyn Fn(&str) -> Option<String>,
+) -> Culprit {
+    let nowhere = NetnsId { dev: 0, ino: 0 };
+    culprit(commit, proc_root, ("", nowhere), names)
+}
+
 /// Without what would confuse a line of the log, or a terminal.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect()

@@ -253,6 +253,16 @@ fn rules_of_the_node_are_back_when_the_kernel_says_that_they_are_gone() {
         .unwrap();
         println!("put right after {:?}", began.elapsed());
     }
+    agent.log().wait_for(&["the rules for host probes differed", "culprit=\"nft (pid "], PATIENCE).unwrap();
+    eventually("the node's Event names who did it, once", PATIENCE, || {
+        let events = mesh.node.api.events();
+        let told: Vec<_> = events.iter().filter(|event| event["reason"] == "HostRulesRestored").collect();
+        let names =
+            |event: &serde_json::Value| event["message"].as_str().unwrap().contains("changed by nft (pid ");
+        ensure!(told.len() == 1 && names(told[0]), "{events:?}");
+        Ok(())
+    })
+    .unwrap();
     let repaired = || agent.metric("istio_cni_drift_total{action=\"repaired\",what=\"host-rules\"}").unwrap();
     let first = repaired();
     let other = "type nat hook postrouting priority srcnat; ip daddr 10.0.0.0/8 snat to 10.8.0.1;";
