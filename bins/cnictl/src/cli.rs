@@ -9,11 +9,13 @@ use crate::{chain, conflicts, explain, node, pods, policy, render, shell};
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    done; for explain: the question is answered, whatever the verdict; for status: healthy; for verify: all captured
-  1    something failed or, for status, verify, conflicts, diff, policy eval, is wrong; the message says what, where and what to do
+  0    done; for explain: the question is answered, whatever the verdict; for status: healthy; for verify: all captured; for policy
+       explain: allowed
+  1    something failed or, for status, verify, conflicts, diff, policy eval, is wrong; for policy explain: denied; the message says
+       what, where and what to do
   2    the command line is wrong
   3    there is nothing to show: no such pod, or none that should be captured; for render: the pod is not captured
-  4    nothing wrong was seen, but not everything could be looked at (status, pods, verify, conflicts)
+  4    nothing wrong was seen, but not everything could be looked at (status, pods, verify, conflicts, policy explain)
   124  the time of --timeout was over";
 
 const EXAMPLES: &str = "\

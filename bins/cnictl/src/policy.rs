@@ -1,6 +1,12 @@
 //! `policy`: what network policies mean.
 
+mod end;
 mod eval;
+mod explain;
+mod judged;
+mod list;
+mod source;
+mod status;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -16,12 +22,18 @@ pub(crate) struct PolicyArgs {
 
 #[derive(Debug, Subcommand)]
 enum PolicyVerb {
+    Explain(explain::ExplainPolicyArgs),
+    List(list::PolicyListArgs),
+    Status(status::PolicyStatusArgs),
     Eval(eval::EvalArgs),
 }
 
 impl PolicyArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
         match &self.verb {
+            PolicyVerb::Explain(args) => args.run(),
+            PolicyVerb::List(args) => args.run(),
+            PolicyVerb::Status(args) => args.run(),
             PolicyVerb::Eval(args) => args.run(),
         }
     }

@@ -11,7 +11,7 @@ use hyper::{Method, Request, StatusCode};
 use rundir::pods::RestoreRequest;
 use rundir::{
     AgentStatus, CONFLICTS_PATH, DENIALS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, PODS_PATH,
-    PREPARE_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH,
+    POLICY_STATE_PATH, PREPARE_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH,
 };
 use serde::Serialize;
 use telemetry::Scope;
@@ -76,6 +76,7 @@ impl Handler for PluginSocket {
             (&Method::GET, None) if uri.path() == DENIALS_PATH => {
                 self.policies.denials(uri.query().unwrap_or_default())
             }
+            (&Method::GET, None) if uri.path() == POLICY_STATE_PATH => self.policies.state().await,
             (&Method::POST, None) if uri.path() == RELEASE_PATH => self.policies.release(&body).await,
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }

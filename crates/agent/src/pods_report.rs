@@ -178,7 +178,8 @@ fn take(report: &mut PodReport, verification: PodVerification) {
     }
 }
 
-fn seconds(at: SystemTime) -> f64 {
+/// Since 1970.
+pub(crate) fn seconds(at: SystemTime) -> f64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 

@@ -65,7 +65,8 @@ impl Agent {
     /// Who answers plugins about policies, where they are enforced.
     pub(crate) fn policy_answers(&self) -> Option<Arc<dyn PolicyHandle>> {
         let (policies, cluster) = (self.policies.clone()?, self.cluster.clone());
-        Some(Arc::new(PolicyAnswers { policies, cluster, config: self.config.ambient.clone() }))
+        let (node, config) = (self.config.node.clone(), self.config.ambient.clone());
+        Some(Arc::new(PolicyAnswers { policies, cluster, node, config }))
     }
 
     /// Removes what enforces policies on this node: they are not enforced any more, or the agent goes for good.

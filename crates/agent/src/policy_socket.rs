@@ -12,7 +12,7 @@ use std::time::Duration;
 use enforcement::DenialBook;
 use hyper::StatusCode;
 use policy::snapshot::PolicySnapshot;
-use rundir::policy::{PrepareAnswer, PrepareRequest, ReleaseRequest};
+use rundir::policy::{PolicyStateReport, PrepareAnswer, PrepareRequest, ReleaseRequest};
 use serde::de::DeserializeOwned;
 use serve::{Descriptor, ServedAnswer, text};
 use tokio::sync::watch;
@@ -37,6 +37,9 @@ pub(crate) trait PolicyHandle: Send + Sync + 'static {
 
     /// Another number after each change of what [`Self::snapshot`] gives.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// What is known, for people.
+    fn state(&self) -> PolicyFuture<PolicyStateReport>;
 
     /// What is known now; nothing before the lists are complete.
     fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>>;
@@ -77,6 +80,16 @@ impl PolicySocket {
         };
         let after = query.split('&').find_map(|pair| pair.strip_prefix("after=")?.parse().ok());
         answer(&book.report(after.unwrap_or_default()))
+    }
+
+    /// What is known, for people.
+    pub(crate) async fn state(&self) -> ServedAnswer {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let state = match &self.0 {
+            None => PolicyStateReport::default(),
+            Some(policies) => policies.state().await,
+        };
+        answer(&PolicyStateReport { version, ..state })
     }
 
     /// Pods are gone.

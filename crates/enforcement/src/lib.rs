@@ -35,7 +35,7 @@ pub use pod_book::{PodBook, PodJob, SetContent, SetJob};
 pub use point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 use points::Points;
 use state::{FollowStage, PolicySources, PolicyState};
-pub use state::{NotPrepared, PodToPrepare, PreparedPod};
+pub use state::{KnownPolicies, NotPrepared, PodToPrepare, PreparedPod};
 pub use tunnels::TunnelEntry;
 use world::LocalPods;
 pub use world::StartedPod;
@@ -111,6 +111,7 @@ pub struct Policies {
     sources: Arc<PolicySources>,
     requests: mpsc::Sender<Request>,
     turns: Arc<watch::Sender<u64>>,
+    standing: Arc<Mutex<PolicyStanding>>,
     /// Taken by the task.
     asked: Arc<Mutex<Option<mpsc::Receiver<Request>>>>,
 }
@@ -130,6 +131,8 @@ enum Request {
     Snapshot(oneshot::Sender<Option<PolicySnapshot>>),
     /// And gives the batch back.
     Denied(DenialBatch, oneshot::Sender<(DenialBatch, Vec<DenialRecord>)>),
+    /// With so many pods at most.
+    Known(usize, oneshot::Sender<Option<KnownPolicies>>),
     Tunnel(TunnelRequest),
 }
 
@@ -167,8 +170,9 @@ impl Policies {
         let sources = PolicySources { policies, peers, cluster, interest, inbox, tunnels };
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let asked = Arc::new(Mutex::new(Some(requests)));
-        let turns = Arc::default();
-        Self { parts: Arc::new(parts), sources: Arc::new(sources), requests: sender, turns, asked }
+        let (parts, sources, turns) = (Arc::new(parts), Arc::new(sources), Arc::default());
+        let standing = Arc::new(Mutex::new(PolicyStanding::NotListed));
+        Self { parts, sources, requests: sender, turns, standing, asked }
     }
 
     /// A pod is about to start. When this is answered its rules are in force, and its neighbours on this node know its addresses.
@@ -233,6 +237,18 @@ impl Policies {
         answered.await.ok()
     }
 
+    /// What is known now, for people, with so many pods at most; nothing before all lists are complete.
+    pub async fn known(&self, most: usize) -> Option<KnownPolicies> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(Request::Known(most, answer)).await.ok()?;
+        answered.await.ok()?
+    }
+
+    /// How enforcing stood after the last turn.
+    pub fn standing(&self) -> PolicyStanding {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Another number after each turn, in which something may have changed. It ends with the task.
     pub fn turns(&self) -> watch::Receiver<u64> {
         self.turns.subscribe()
@@ -285,7 +301,8 @@ impl Policies {
                 looked = Instant::now();
             }
             // Who writes snapshots would ask without end, and denials change nothing.
-            let is_question = matches!(turn.request, Some(Request::Snapshot(_) | Request::Denied(..)));
+            let is_question =
+                matches!(turn.request, Some(Request::Snapshot(_) | Request::Denied(..) | Request::Known(..)));
             let work = tokio::task::spawn_blocking(move || {
                 let done = state.act(turn);
                 (state, done)
@@ -307,11 +324,11 @@ impl Policies {
 
     fn tell(&self, state: &PolicyState, done: Result<(), PointError>) {
         let PolicyParts { told, log, .. } = &*self.parts;
-        match done {
-            Ok(()) if state.stage() == FollowStage::Lists => told(&PolicyStanding::NotListed),
+        let standing = match done {
+            Ok(()) if state.stage() == FollowStage::Lists => PolicyStanding::NotListed,
             Ok(()) => {
                 log.settled(&[]);
-                told(&PolicyStanding::InForce);
+                PolicyStanding::InForce
             }
             Err(error) => {
                 let (text, error) = (
@@ -319,9 +336,11 @@ impl Policies {
                     fault::chain(&error),
                 );
                 log.warn(text, &[("error", &error)]);
-                told(&PolicyStanding::Failing(error));
+                PolicyStanding::Failing(error)
             }
-        }
+        };
+        told(&standing);
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 }
 
@@ -347,6 +366,7 @@ impl PolicyState {
                 drop(answer.send((batch, records)));
             }
             Some(Request::Tunnel(request)) => self.act_on_tunnel(request),
+            Some(Request::Known(most, answer)) => drop(answer.send(self.known(most))),
         }
         done
     }

@@ -1,6 +1,8 @@
 //! Turns what watches and plugins tell into effects, and gives these to where policies are enforced.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod known;
+
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,7 +10,6 @@ use cluster::news::ObjectKey;
 use cluster::{Cluster, Objects, Peers, Shared};
 use facts::{LabelSet, NetworkPolicy, PodRef};
 use policy::index::{LocalFacts, LocalName, PodClasses, PolicyEffect, PolicyIndex, TunnelJudge};
-use policy::snapshot::PolicySnapshot;
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
 use rundir::denials::DenialRecord;
 use tokio::sync::{oneshot, watch};
@@ -21,6 +22,8 @@ use super::point::{EnforcementPoint, PointError, PointLook};
 use super::points::Points;
 use super::tunnels::{TunnelEntry, Tunnels};
 use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
+
+pub use known::KnownPolicies;
 
 /// What the watches fill.
 pub(super) struct PolicySources {
@@ -209,16 +212,6 @@ impl PolicyState {
         if self.stage == FollowStage::Follows {
             self.pod(&key_of(pod), &touched);
         }
-    }
-
-    /// What is known, for the disk. Nothing before the lists are complete: what is on the disk says more then.
-    pub(super) fn snapshot(&self) -> Option<PolicySnapshot> {
-        if self.stage == FollowStage::Lists {
-            return None;
-        }
-        let index = self.sources.cluster.index();
-        let namespaces = index.namespaces().map(|(name, namespace)| (name.into(), namespace.labels.clone()));
-        Some(PolicySnapshot::of(&self.index, Vec::new(), namespaces.collect(), BTreeMap::new()))
     }
 
     /// Says whose packets were denied, and by which policies.

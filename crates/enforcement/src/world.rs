@@ -68,6 +68,11 @@ type NamesByValue = HashMap<Box<str>, BTreeSet<Box<str>>>;
 // === impl ClusterWorld ===
 
 impl<'a> ClusterWorld<'a> {
+    /// This node's name.
+    pub(super) fn node(&self) -> &'a str {
+        &self.local.node
+    }
+
     /// A pod, if it is live.
     pub(super) fn pod(&self, key: &ObjectKey) -> Option<ClusterPod<'a>> {
         let prepared = self.local.prepared.get(&key.namespace, &key.name);
@@ -79,6 +84,12 @@ impl<'a> ClusterWorld<'a> {
     pub(super) fn local_pods(&self) -> impl Iterator<Item = ClusterPod<'a>> {
         let watched = self.peers.iter().filter(|view| self.local.is_local(view) && self.counts(view));
         watched.chain(self.local.prepared.iter()).map(ClusterPod)
+    }
+
+    /// All live pods of other nodes.
+    pub(super) fn other_pods(&self) -> impl Iterator<Item = ClusterPod<'a>> {
+        let watched = self.peers.iter().filter(|view| !self.local.is_local(view) && self.counts(view));
+        watched.map(ClusterPod)
     }
 
     /// Whether a pod runs on this node.
@@ -145,6 +156,11 @@ impl ClusterPod<'_> {
     /// Whether containers of it run.
     pub(super) fn runs(&self) -> bool {
         self.0.phase() == Phase::Running
+    }
+
+    /// All that is kept of it.
+    pub(super) fn to_peer(self) -> Peer {
+        self.0.to_peer()
     }
 
     /// Its labels by themselves.

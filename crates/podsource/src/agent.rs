@@ -11,10 +11,10 @@ use facts::{Facts, PodRef};
 use http1::unix::Passing;
 use http1::{Connection, Deadline};
 use rundir::pods::{ConflictsReport, MAX_PODS_BYTES, PodsReport, RestoreReport, RestoreRequest};
-use rundir::policy::{PrepareAnswer, PrepareRequest, ReleaseRequest};
+use rundir::policy::{MAX_POLICY_STATE, PolicyStateReport, PrepareAnswer, PrepareRequest, ReleaseRequest};
 use rundir::{
-    AgentStatus, CONFLICTS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, PREPARE_PATH, RELEASE_PATH, REPORT_PATH,
-    RESTORE_PATH, SOCKET_NAME, STATUS_PATH, facts_file,
+    AgentStatus, CONFLICTS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, POLICY_STATE_PATH, PREPARE_PATH,
+    RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH, facts_file,
 };
 use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
@@ -143,6 +143,14 @@ impl AgentSource {
     /// As [`Self::pods`].
     pub fn conflicts(&self, limit: Duration) -> Result<ConflictsReport, Error> {
         self.question("get the conflicts", ("GET", CONFLICTS_PATH), None, MAX_PODS_BYTES, limit)
+    }
+
+    /// What it knows of policies.
+    ///
+    /// # Errors
+    /// As [`Self::pods`].
+    pub fn policies(&self, limit: Duration) -> Result<PolicyStateReport, Error> {
+        self.question("get the policies", ("GET", POLICY_STATE_PATH), None, MAX_POLICY_STATE, limit)
     }
 
     fn question<T: DeserializeOwned>(

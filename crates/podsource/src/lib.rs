@@ -25,7 +25,9 @@ pub use agent::{AgentSource, LastKnown};
 pub use annotations::Annotations;
 pub use error::{Cause, Error};
 pub use kubernetes::{DEFAULT_TIMEOUT, Kubernetes};
-pub use manifests::{ManifestFile, ManifestFileError, Manifests, Written, is_manifest, written_in_file};
+pub use manifests::{
+    ManifestFile, ManifestFileError, Manifests, Written, is_manifest, written_in_file, written_in_named_file,
+};
 
 /// Largest object, file or answer that is read, in bytes. The API server itself stores no object above 1.5 MiB; a manifest
 /// directory may hold lists.

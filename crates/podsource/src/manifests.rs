@@ -30,7 +30,7 @@ use document::{Broken, ManifestFormat, WantedManifest};
 use facts::object::Object;
 use trusted::Links;
 
-pub use file::{ManifestFile, ManifestFileError, written_in_file};
+pub use file::{ManifestFile, ManifestFileError, written_in_file, written_in_named_file};
 pub use written::Written;
 
 /// Whether a directory of manifests is searched for pods in a file of this name: `*.yaml`, `*.yml`, `*.json`, not hidden.

@@ -7,7 +7,6 @@
 mod change;
 mod compare;
 mod ends;
-mod objects;
 mod rules;
 mod state;
 
@@ -17,7 +16,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::{FlowVerdict, PlainWorld, PolicyFlow};
+use crate::{FlowVerdict, PlainKind, PlainWorld, PolicyFlow};
 pub use rules::{PointDifference, RulesReport, point_difference};
 pub use state::{CaseConnection, CaseState};
 
@@ -250,11 +249,14 @@ impl CaseFile {
         let cluster =
             self.clusters.get(&case.cluster).ok_or_else(|| CaseError::NoCluster(case.cluster.clone()))?;
         for (list, objects) in cluster {
-            let kind = objects::kind_of(list).ok_or_else(|| CaseError::Kind(list.clone()))?;
-            objects.iter().try_for_each(|object| kind.put(&mut world, object))?;
+            let kind = PlainKind::of_list(list).ok_or_else(|| CaseError::Kind(list.clone()))?;
+            objects.iter().try_for_each(|object| {
+                kind.put(&mut world, object).map_err(|cause| CaseError::object(kind, cause))
+            })?;
         }
         for policy in &case.policies {
-            objects::CaseKind::NetworkPolicy.put(&mut world, policy)?;
+            let kind = PlainKind::NetworkPolicy;
+            kind.put(&mut world, policy).map_err(|cause| CaseError::object(kind, cause))?;
         }
         case.setup.iter().try_for_each(|change| change.apply(&mut world))?;
         let (name, family) = (&*case.name, &*case.family);
@@ -264,6 +266,12 @@ impl CaseFile {
             look(&CaseState { case: name, family, step, world: &world, truth })?;
         }
         Ok(())
+    }
+}
+
+impl CaseError {
+    fn object(kind: PlainKind, cause: serde_json::Error) -> Self {
+        Self::Object { kind: kind.name().to_owned(), cause }
     }
 }
 

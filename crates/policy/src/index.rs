@@ -18,7 +18,7 @@ use facts::{LabelSet, Selector};
 
 use crate::terms::{PolicyName, PolicyTerms, Section};
 use crate::world::{PolicyPod, World};
-pub use class::{PodClasses, PolicyClass};
+pub use class::{PodClasses, PolicyClass, classes_in};
 use sets::PeerSets;
 pub(crate) use sets::protocol;
 pub use sets::{PeerMember, PeerSet};

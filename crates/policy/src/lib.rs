@@ -30,8 +30,10 @@ mod verdict;
 mod world;
 
 pub use flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic, ZTUNNEL_MARK};
-pub use plain::{PlainPod, PlainWorld};
+pub use plain::{PlainKind, PlainPod, PlainWorld};
 pub use services::{MixedService, ServiceVerdicts, service_verdicts};
-pub use terms::{PolicyName, PolicyTerms, Section, TrafficDirection};
-pub use verdict::{FlowVerdict, Ground, Judgement, MissedPart, NearestMiss, RuleRef, nearest_miss, verdict};
+pub use terms::{PolicyName, PolicyTerms, RuleTerms, Section, TrafficDirection};
+pub use verdict::{
+    FlowVerdict, Ground, Judgement, MissedPart, RuleMiss, RuleRef, nearest_miss, rule_misses, verdict,
+};
 pub use world::{PolicyPod, PolicyWorld, ServiceAddress, ServiceWorld, World};

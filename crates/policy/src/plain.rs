@@ -1,6 +1,9 @@
 //! A cluster of plain objects: small ones, such as manifests and cases.
 
+mod objects;
+
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 
 use facts::networkpolicy::PolicyProtocol;
@@ -9,8 +12,10 @@ use facts::service::ServicePort;
 use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Selector, Service};
 use ruleset::Family;
 
-use crate::terms::{PolicyName, PolicyTerms, Section};
+use crate::terms::{PodTerm, PolicyName, PolicyTerms, Section};
 use crate::world::{PolicyPod, PolicyWorld, ServiceAddress, ServiceWorld, World};
+
+pub use objects::PlainKind;
 
 /// Objects by their names. Each question looks at all that could answer it.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +26,10 @@ pub struct PlainWorld {
     policies: BTreeMap<PolicyName, PolicyTerms>,
     services: BTreeMap<Name, Service>,
     slices: BTreeMap<Name, EndpointSlice>,
+    /// The names of pods by their addresses.
+    by_address: BTreeMap<IpAddr, Vec<Name>>,
+    /// Addresses of pods without a name, by the terms that mean them.
+    meant: BTreeMap<PodTerm, BTreeSet<IpAddr>>,
 }
 
 /// A pod of a [`PlainWorld`].
@@ -64,12 +73,35 @@ impl PlainWorld {
 
     /// Adds or replaces a pod.
     pub fn put_pod(&mut self, pod: PlainPod) {
-        self.pods.insert((pod.namespace.clone(), pod.name.clone()), pod);
+        self.remove_pod(&pod.namespace, &pod.name);
+        let name = key(&pod.namespace, &pod.name);
+        for address in &pod.facts.addresses {
+            let names = self.by_address.entry(*address).or_default();
+            names.push(name.clone());
+            names.sort_unstable();
+        }
+        self.pods.insert(name, pod);
+    }
+
+    /// Adds addresses of pods without a name and a namespace that a term means.
+    pub fn put_meant(&mut self, term: &PodTerm, addresses: impl Iterator<Item = IpAddr>) {
+        self.meant.entry(term.clone()).or_default().extend(addresses);
     }
 
     /// Takes a pod away.
     pub fn remove_pod(&mut self, namespace: &str, name: &str) {
-        self.pods.remove(&key(namespace, name));
+        let name = key(namespace, name);
+        let gone = self.pods.remove(&name);
+        for address in gone.iter().flat_map(|pod| &pod.facts.addresses) {
+            if let Some(names) = self.by_address.get_mut(address) {
+                names.retain(|one| *one != name);
+            }
+        }
+    }
+
+    /// All live pods, in the order of their names.
+    pub fn live_pods(&self) -> impl Iterator<Item = &PlainPod> {
+        self.pods.values().filter(|pod| pod.facts.is_live())
     }
 
     /// Adds or replaces a policy.
@@ -197,8 +229,8 @@ impl World for PlainWorld {
     type Pod<'a> = &'a PlainPod;
 
     fn pod_at(&self, address: IpAddr) -> Option<&PlainPod> {
-        let claims = self.pods.values().filter(|pod| pod.facts.addresses.contains(&address));
-        let live = claims.filter(|pod| pod.facts.is_live());
+        let claims = self.by_address.get(&address).into_iter().flatten();
+        let live = claims.filter_map(|name| self.pods.get(name)).filter(|pod| pod.facts.is_live());
         live.max_by_key(|pod| pod.facts.right())
     }
 
@@ -219,6 +251,35 @@ impl World for PlainWorld {
         let mut names: Vec<&str> = self.pods.keys().map(|(namespace, _)| &**namespace).collect();
         names.dedup();
         names.into_iter()
+    }
+
+    fn selects(&self, term: &PodTerm, pod: &&PlainPod) -> bool {
+        if pod.is_nameless() {
+            let meant = self.meant.get(term);
+            return *term == PodTerm::everything()
+                || meant.is_some_and(|meant| pod.facts.addresses.iter().any(|one| meant.contains(one)));
+        }
+        let labels = self.namespace_labels(&pod.namespace);
+        let namespace_label = labels.map(|labels| |key: &str| labels.get(key));
+        term.selects(&pod.namespace, namespace_label, |key| pod.facts.labels.get(key))
+    }
+}
+
+impl PlainPod {
+    /// Whether only its address is known, and which terms mean it.
+    pub fn is_nameless(&self) -> bool {
+        self.namespace.is_empty()
+    }
+}
+
+/// `namespace/name`.
+impl fmt::Display for PlainPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_nameless() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 

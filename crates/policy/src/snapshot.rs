@@ -2,10 +2,12 @@
 //! begins with it while the API server is away.
 //!
 //! A file of lines, and a line of words with a blank between them; see [`words`]. First comes the head, all that the plugin reads: the own node's
-//! addresses, the labels of namespaces, whom each policy selects in which directions. Then the rules of policies, and who is in the sets that they look
-//! into. The last line says how many there were before it. A reader takes all of it or nothing, and no other version.
+//! addresses, the labels of namespaces, whom each policy selects in which directions. Then the rules of policies, who is in the sets that they look
+//! into, and pods. The last line says how many there were before it. A reader takes all of it or nothing, and no other version.
 
 mod head;
+mod known;
+mod pods;
 mod terms;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -19,6 +21,7 @@ use facts::LabelSet;
 use facts::networkpolicy::PolicyProtocol;
 
 use crate::index::{PeerMember, PeerSet, PolicyIndex};
+use crate::plain::PlainPod;
 use crate::terms::{PolicyTerms, RuleTerms, TrafficDirection};
 pub use head::{PodIsolation, SubjectPod, find_isolation};
 use words::{SnapshotWords, SnapshotWriter};
@@ -38,6 +41,7 @@ const POLICY: &str = "policy";
 const SEEN: &str = "seen";
 const RULE: &str = "rule";
 const SET: &str = "set";
+const POD: &str = "pod";
 const END: &str = "end";
 
 /// What is known of policies, their namespaces and their peers.
@@ -53,6 +57,8 @@ pub struct PolicySnapshot {
     pub seen: BTreeMap<Box<str>, Box<str>>,
     /// The sets that rules look into on this node, with their members.
     pub sets: Vec<(PeerSet, Vec<PeerMember>)>,
+    /// Pods: on disk those of this node, for people who ask without the agent.
+    pub pods: Vec<PlainPod>,
 }
 
 /// What is read so far.
@@ -94,11 +100,7 @@ impl PolicySnapshot {
         for (name, labels) in &self.namespaces {
             out.line(NAMESPACE, |out| {
                 out.word(name);
-                out.show(&labels.len());
-                labels.iter().for_each(|(key, value)| {
-                    out.word(key);
-                    out.word(value);
-                });
+                head::write_labels(labels, out);
             });
         }
         for policy in &self.policies {
@@ -131,10 +133,13 @@ impl PolicySnapshot {
                 }
             });
         }
+        for pod in &self.pods {
+            out.line(POD, |out| pods::write(pod, out));
+        }
         out.finish(END)
     }
 
-    /// Of what an index knows.
+    /// Of what an index knows, without pods.
     #[must_use]
     pub fn of(
         index: &PolicyIndex,
@@ -143,7 +148,8 @@ impl PolicySnapshot {
         seen: BTreeMap<Box<str>, Box<str>>,
     ) -> Self {
         let sets = index.sets().map(|(set, members)| ((**set).clone(), members.collect())).collect();
-        Self { node, namespaces, policies: index.policies().cloned().collect(), seen, sets }
+        let policies = index.policies().cloned().collect();
+        Self { node, namespaces, policies, seen, sets, pods: Vec::new() }
     }
 
     /// Reads such a file.
@@ -212,6 +218,7 @@ impl Reader {
                 let members = read_members(&set, words)?;
                 snapshot.sets.push((set, members));
             }
+            POD => snapshot.pods.push(pods::read(words)?),
             _ => return None,
         }
         Some(())

@@ -5,6 +5,7 @@
 //! other one with the next section, and what no section decides is allowed.
 
 mod of_networkpolicy;
+mod told;
 
 use std::fmt;
 

@@ -16,7 +16,7 @@ use crate::terms::{
     PeerTerm, PodTerm, PolicyName, PolicyTerms, RuleAction, RuleTerms, Section, TrafficDirection,
 };
 use crate::world::{PolicyPod, PolicyWorld, World};
-pub use near::{MissedPart, NearestMiss, nearest_miss};
+pub use near::{MissedPart, RuleMiss, nearest_miss, rule_misses};
 
 /// The verdict on both ends of a connection. It needs both.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,40 +96,21 @@ enum Outcome {
     Next(Option<RuleRef>),
 }
 
+/// The pods at both ends of a connection.
+struct FlowEnds<'w, W: World> {
+    world: &'w W,
+    flow: PolicyFlow,
+    source: Option<W::Pod<'w>>,
+    destination: Option<W::Pod<'w>>,
+}
+
 /// Judges a connection.
 pub fn verdict<W: PolicyWorld>(world: &W, flow: &PolicyFlow) -> FlowVerdict {
-    let [source, destination] = [flow.source, flow.destination].map(|address| world.pod_at(address));
-    let is_loopback = match (&source, &destination) {
-        (Some(one), Some(other)) => is_same(one, other) && flow.route != FlowRoute::Service,
-        _ => false,
-    };
-    if is_loopback {
-        return FlowVerdict { egress: Ground::Loopback.into(), ingress: Ground::Loopback.into() };
+    let ends = FlowEnds::new(world, flow);
+    FlowVerdict {
+        egress: ends.judge(TrafficDirection::Egress),
+        ingress: ends.judge(TrafficDirection::Ingress),
     }
-    let end = |direction, own, peer, peer_pod| End {
-        world,
-        direction,
-        peer,
-        peer_pod,
-        own: Some(own),
-        destination: destination.as_ref(),
-    };
-    let egress = match &source {
-        None => Ground::NotAPod.into(),
-        Some(pod) => {
-            let own = (flow.source, pod);
-            end(TrafficDirection::Egress, own, flow.destination, destination.as_ref()).judge(pod, flow)
-        }
-    };
-    let ingress = match &destination {
-        None => Ground::NotAPod.into(),
-        Some(pod) if source.is_none() && world.is_own_node(pod, flow.source) => Ground::OwnNode.into(),
-        Some(pod) => {
-            let own = (flow.destination, pod);
-            end(TrafficDirection::Ingress, own, flow.source, source.as_ref()).judge(pod, flow)
-        }
-    };
-    FlowVerdict { egress, ingress }
 }
 
 /// Whether the egress policies that select a pod, in the order in which they are judged, let it reach an address.
@@ -166,12 +147,50 @@ impl From<Ground> for Judgement {
     }
 }
 
+// === impl FlowEnds ===
+
+impl<'w, W: PolicyWorld> FlowEnds<'w, W> {
+    fn new(world: &'w W, flow: &PolicyFlow) -> Self {
+        let [source, destination] = [flow.source, flow.destination].map(|address| world.pod_at(address));
+        Self { world, flow: *flow, source, destination }
+    }
+
+    fn judge(&self, direction: TrafficDirection) -> Judgement {
+        match self.end(direction) {
+            Err(ground) => ground.into(),
+            Ok((end, pod)) => end.judge(pod, &self.flow),
+        }
+    }
+
+    /// The end whose policies are asked, or why they are not.
+    fn end(&self, direction: TrafficDirection) -> Result<(End<'w, '_, W>, &W::Pod<'w>), Ground> {
+        let Self { world, flow, source, destination } = self;
+        let is_loopback = match (source, destination) {
+            (Some(one), Some(other)) => is_same(one, other) && flow.route != FlowRoute::Service,
+            _ => false,
+        };
+        if is_loopback {
+            return Err(Ground::Loopback);
+        }
+        let (pod, own, peer, peer_pod) = match direction {
+            TrafficDirection::Egress => (source, flow.source, flow.destination, destination.as_ref()),
+            TrafficDirection::Ingress => (destination, flow.destination, flow.source, source.as_ref()),
+        };
+        let pod = pod.as_ref().ok_or(Ground::NotAPod)?;
+        let comes_in = direction == TrafficDirection::Ingress;
+        if comes_in && source.is_none() && world.is_own_node(pod, flow.source) {
+            return Err(Ground::OwnNode);
+        }
+        let (own, destination) = (Some((own, pod)), destination.as_ref());
+        Ok((End { world, direction, peer, peer_pod, own, destination }, pod))
+    }
+}
+
 // === impl End ===
 
 impl<'w, W: PolicyWorld> End<'w, '_, W> {
     fn judge(&self, pod: &W::Pod<'w>, flow: &PolicyFlow) -> Judgement {
-        let mut class: Vec<&PolicyTerms> = self.class(pod);
-        class.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        let class = self.class_of(pod);
         let selecting = class.iter().map(|policy| policy.name.clone()).collect();
         if class.is_empty() {
             return Ground::NotIsolated.into();
@@ -184,10 +203,13 @@ impl<'w, W: PolicyWorld> End<'w, '_, W> {
         Judgement { selecting, ground, audited }
     }
 
-    /// The policies that select a pod in this direction.
-    fn class(&self, pod: &W::Pod<'w>) -> Vec<&'w PolicyTerms> {
+    /// The policies that select a pod in this direction, in the order in which they are judged.
+    fn class_of(&self, pod: &W::Pod<'w>) -> Vec<&'w PolicyTerms> {
         let policies = self.world.policies().filter(|policy| policy.direction(self.direction).applies);
-        policies.filter(|policy| self.world.selects(&policy.subjects, pod)).collect()
+        let mut class: Vec<&PolicyTerms> =
+            policies.filter(|policy| self.world.selects(&policy.subjects, pod)).collect();
+        class.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        class
     }
 }
 

@@ -7,7 +7,8 @@
 //! [`pods::RestoreReport`]; `GET /v1/conflicts` is answered with [`pods::ConflictsReport`]; `POST /v1/policy/prepare` takes a
 //! [`policy::PrepareRequest`], with the pod's network namespace as a descriptor, and is answered with [`policy::PrepareAnswer`] when the pod may
 //! start; `POST /v1/policy/release` takes a [`policy::ReleaseRequest`] and is answered when the addresses may be given to others;
-//! `GET /v1/policy/denials` is answered with [`denials::DenialsReport`], with `?after=<number>` of newer records only.
+//! `GET /v1/policy/denials` is answered with [`denials::DenialsReport`], with `?after=<number>` of newer records only; `GET /v1/policy/state` with
+//! [`policy::PolicyStateReport`].
 
 pub mod note;
 mod wire;
@@ -43,6 +44,8 @@ pub const RESTORE_PATH: &str = "/v1/restore";
 pub const PREPARE_PATH: &str = "/v1/policy/prepare";
 /// Path of [`policy::ReleaseRequest`] on the socket.
 pub const RELEASE_PATH: &str = "/v1/policy/release";
+/// Path of [`policy::PolicyStateReport`] on the socket.
+pub const POLICY_STATE_PATH: &str = "/v1/policy/state";
 /// Path of [`pods::ConflictsReport`] on the socket.
 pub const CONFLICTS_PATH: &str = "/v1/conflicts";
 /// Path of [`denials::DenialsReport`] on the socket.

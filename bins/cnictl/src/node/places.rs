@@ -27,7 +27,7 @@ pub(crate) struct NodePlaces {
     pub(crate) net_dir: PathBuf,
     pub(super) bin_dirs: Vec<PathBuf>,
     pub(crate) run_dir: PathBuf,
-    pub(super) state_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
 }
 
 /// Where the agent's container has the node's directories, its variables aside.

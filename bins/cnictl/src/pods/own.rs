@@ -271,7 +271,7 @@ fn is_elsewhere(difference: &kernel::Difference) -> bool {
 const NO_ADDRESS: &str = "nothing in the run directory says which address it has, so its network namespace cannot be told from others; the agent knows";
 
 /// Seconds since 1970.
-pub(super) fn now() -> f64 {
+pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 

@@ -7,6 +7,7 @@ use podsource::{AgentSource, Cause};
 use rundir::pods::{PodReport, PodsReport};
 use serde::Serialize;
 
+use super::listing::ago;
 use super::locate::proc_root;
 use super::own::{LookedPod, OwnLook, OwnLooked, now};
 use super::select::SelectArgs;
@@ -20,7 +21,7 @@ pub(super) const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(30);
 /// Who says it, and when.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct EvidenceSource {
-    /// `agent` or `cnictl`.
+    /// `agent`, `cnictl`, `manifests` or `snapshot`.
     pub(crate) by: &'static str,
     /// In seconds since 1970.
     pub(crate) at: f64,
@@ -53,13 +54,18 @@ pub(crate) struct Viewer {
 
 impl EvidenceSource {
     /// The agent says it, now.
-    pub(super) fn of_agent(version: String, at: f64) -> Self {
+    pub(crate) fn of_agent(version: String, at: f64) -> Self {
         Self { by: "agent", at, agent_version: version, without_agent: String::new() }
     }
 
     /// This program says it, for want of the agent.
     pub(super) fn own(why: &str) -> Self {
-        Self { by: "cnictl", at: now(), agent_version: String::new(), without_agent: why.to_owned() }
+        Self::of_files("cnictl", now(), why.to_owned())
+    }
+
+    /// Files say it: `manifests`, or `snapshot` for what an agent has left, as old as `at`.
+    pub(crate) fn of_files(by: &'static str, at: f64, without_agent: String) -> Self {
+        Self { by, at, agent_version: String::new(), without_agent }
     }
 
     /// For people.
@@ -67,6 +73,14 @@ impl EvidenceSource {
         match self.by {
             "agent" if self.agent_version.is_empty() => "evidence: the agent".to_owned(),
             "agent" => format!("evidence: the agent, version {}", self.agent_version),
+            "manifests" => "evidence: manifests".to_owned(),
+            "snapshot" if self.without_agent.is_empty() => {
+                format!("evidence: a snapshot of policies, written {}", ago(self.at))
+            }
+            "snapshot" => {
+                let why = one_line(&self.without_agent);
+                format!("evidence: the snapshot of policies, written {}: {why}", ago(self.at))
+            }
             _ => format!("evidence: looked at by cnictl itself: {}", one_line(&self.without_agent)),
         }
     }

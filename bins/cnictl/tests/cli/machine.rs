@@ -68,9 +68,15 @@ impl Machine {
 
     /// Starts the agent and waits until it is ready.
     pub(crate) fn agent(&self, more: &[&str]) -> Agent {
+        self.agent_with(more, &[])
+    }
+
+    /// The same with more variables.
+    pub(crate) fn agent_with(&self, more: &[&str], variables: &[(&str, &str)]) -> Agent {
         // In ambient mode the agent programs the network that it takes for the node's, which must not be this machine's.
         let launch = self.node.manifest_agent().behind(&["unshare", "--net"]);
         let launch = launch.arg(&format!("--ztunnel-uds-address={}", self.path("ztunnel.sock").display()));
+        let launch = variables.iter().fold(launch, |launch, (name, value)| launch.env(name, value));
         let agent = more.iter().fold(launch, |launch, option| launch.arg(option)).start().unwrap();
         let is_ready = || self.run("status -o json").stdout.contains("\"ready\": true");
         testkit::until("the agent is ready", PATIENCE, is_ready, || agent.log().text()).unwrap();

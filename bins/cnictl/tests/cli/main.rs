@@ -17,6 +17,7 @@ mod live;
 mod machine;
 mod pods;
 mod policy;
+mod policy_ask;
 mod render;
 mod schema;
 mod status;

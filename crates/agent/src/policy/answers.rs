@@ -3,19 +3,24 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cluster::Cluster;
-use enforcement::{EnforcementPoint, PodToPrepare, Policies, PreparedPod};
+use enforcement::{EnforcementPoint, KnownPolicies, PodToPrepare, Policies, PolicyStanding, PreparedPod};
 use facts::networkpolicy::Isolation;
+use facts::object::REDIRECTION;
 use facts::{LabelSet, PodRef};
 use policy::Section;
-use policy::index::PolicyClass;
+use policy::index::{LocalName, PolicyClass};
 use policy::snapshot::PolicySnapshot;
-use rundir::policy::{EnforcedAt, PrepareAnswer, PrepareRequest, ReleaseRequest};
+use rundir::policy::{
+    EnforcedAt, MAX_POLICY_PODS, PolicyPointReport, PolicyStateReport, PrepareAnswer, PrepareRequest,
+    ReleaseRequest, StandingWord,
+};
 use tokio::sync::watch;
 
 use crate::ambient::{AmbientConfig, open_host};
+use crate::pods_report::seconds;
 use crate::policy_socket::{PolicyFuture, PolicyHandle};
 
 /// How long a pod that starts waits for the rules that judge its tunnel.
@@ -26,6 +31,8 @@ const TUNNEL_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) struct PolicyAnswers {
     pub(crate) policies: Policies,
     pub(crate) cluster: Cluster,
+    /// This node's name.
+    pub(crate) node: String,
     /// Says where the node's network namespace is.
     pub(crate) config: AmbientConfig,
 }
@@ -73,10 +80,35 @@ impl PolicyHandle for PolicyAnswers {
         self.policies.turns()
     }
 
+    fn state(&self) -> PolicyFuture<PolicyStateReport> {
+        let own = self.clone();
+        Box::pin(async move {
+            let (standing, problem) = match own.policies.standing() {
+                PolicyStanding::NotListed => (StandingWord::NotListed, String::new()),
+                PolicyStanding::InForce => (StandingWord::InForce, String::new()),
+                PolicyStanding::Failing(error) => (StandingWord::Failing, error),
+            };
+            let at = seconds(SystemTime::now());
+            let report =
+                PolicyStateReport { at, node: own.node.clone(), standing, problem, ..Default::default() };
+            let Some(known) = own.policies.known(MAX_POLICY_PODS).await else { return report };
+            let KnownPolicies { mut snapshot, points, left_out } = known;
+            snapshot.node = own.node_addresses().await;
+            own.mark_enrolled(&mut snapshot);
+            let point = |(LocalName { namespace, name }, at): (LocalName, EnforcementPoint)| {
+                PolicyPointReport { namespace: namespace.into(), name: name.into(), point: enforced_at(at) }
+            };
+            let points = points.into_iter().map(point).collect();
+            let known = String::from_utf8(snapshot.to_bytes()).unwrap_or_default();
+            PolicyStateReport { points, pods_left_out: left_out, known, ..report }
+        })
+    }
+
     fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>> {
         let own = self.clone();
         Box::pin(async move {
-            let known = own.policies.snapshot().await?;
+            let mut known = own.policies.snapshot().await?;
+            own.mark_enrolled(&mut known);
             Some(PolicySnapshot { node: own.node_addresses().await, ..known })
         })
     }
@@ -93,12 +125,29 @@ impl PolicyAnswers {
         tokio::task::spawn_blocking(look).await.ok().flatten().unwrap_or_default()
     }
 
+    /// Notes which pods of this node are in ambient mode.
+    fn mark_enrolled(&self, snapshot: &mut PolicySnapshot) {
+        let index = self.cluster.index();
+        for pod in &mut snapshot.pods {
+            let facts = index.facts(&pod.namespace, &pod.name);
+            pod.is_enrolled = facts.is_some_and(|facts| facts.pod.annotation(REDIRECTION) == Some("enabled"));
+        }
+    }
+
     /// As the API server told them, of the same pod.
     fn labels(&self, pod: &PodRef) -> Option<LabelSet> {
         let facts = self.cluster.index().facts(&pod.namespace, &pod.name)?;
         facts.pod.check(pod).ok()?;
         let labels = facts.pod.metadata.as_ref()?.labels.as_ref();
         Some(labels.map(LabelSet::from).unwrap_or_default())
+    }
+}
+
+fn enforced_at(point: EnforcementPoint) -> EnforcedAt {
+    match point {
+        EnforcementPoint::Node => EnforcedAt::Node,
+        EnforcementPoint::Pod => EnforcedAt::Pod,
+        EnforcementPoint::Both => EnforcedAt::Both,
     }
 }
 
@@ -116,11 +165,7 @@ fn answer(prepared: &PreparedPod) -> PrepareAnswer {
         isolation: Isolation { ingress: isolates(&classes.ingress), egress: isolates(&classes.egress) },
         // Rules come into a pod's own namespace once a process of the pod is there; until then it is guarded.
         in_force: prepared.point != EnforcementPoint::Pod,
-        point: match prepared.point {
-            EnforcementPoint::Node => EnforcedAt::Node,
-            EnforcementPoint::Pod => EnforcedAt::Pod,
-            EnforcementPoint::Both => EnforcedAt::Both,
-        },
+        point: enforced_at(prepared.point),
         ingress_class: named(&classes.ingress),
         egress_class: named(&classes.egress),
         node: Vec::new(),

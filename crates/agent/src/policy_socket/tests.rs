@@ -49,6 +49,10 @@ impl PolicyHandle for FakePolicies {
         self.known.subscribe()
     }
 
+    fn state(&self) -> PolicyFuture<PolicyStateReport> {
+        Box::pin(async { PolicyStateReport::default() })
+    }
+
     fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>> {
         let snapshot = self.snapshot.lock().unwrap().clone();
         Box::pin(async { snapshot })

@@ -110,6 +110,22 @@ pub fn written_in_file(
     written_in(path, super::read_believed(path), is_wanted)
 }
 
+/// The same of a file that a person has named, whoever can write it; of standard input for `-`.
+///
+/// # Errors
+/// The file cannot be read, or any document of it is broken.
+pub fn written_in_named_file(
+    path: impl AsRef<Path>,
+    is_wanted: &dyn Fn(&str) -> bool,
+) -> Result<Vec<Written>, ManifestFileError> {
+    let path = path.as_ref();
+    if path == Path::new("-") {
+        let text = super::read_stream(io::stdin().lock());
+        return written_in(Path::new("standard input"), text, is_wanted);
+    }
+    written_in(path, super::read_any(path), is_wanted)
+}
+
 fn written_in(
     path: &Path,
     text: io::Result<String>,

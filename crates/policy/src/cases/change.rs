@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{CaseError, objects};
-use crate::PlainWorld;
+use super::CaseError;
+use crate::{PlainKind, PlainWorld};
 
 /// An object that comes, is replaced, or goes.
 #[derive(Debug, Deserialize)]
@@ -16,11 +16,12 @@ pub(super) struct ObjectChangeCase {
 
 impl ObjectChangeCase {
     pub(super) fn apply(&self, world: &mut PlainWorld) -> Result<(), CaseError> {
-        let kind = objects::CaseKind::parse(&self.kind).ok_or_else(|| CaseError::Kind(self.kind.clone()))?;
-        match self.op.as_str() {
+        let kind = PlainKind::parse(&self.kind).ok_or_else(|| CaseError::Kind(self.kind.clone()))?;
+        let done = match self.op.as_str() {
             "put" => kind.put(world, &self.object),
             "delete" => kind.delete(world, &self.object),
-            other => Err(CaseError::Change(other.to_owned())),
-        }
+            other => return Err(CaseError::Change(other.to_owned())),
+        };
+        done.map_err(|cause| CaseError::object(kind, cause))
     }
 }

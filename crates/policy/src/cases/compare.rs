@@ -7,7 +7,7 @@ use super::state::{CaseConnection, CaseEntry, WrittenAs, without_brackets};
 use super::{
     Allowed, CaseDifference, CaseError, CaseReport, CaseState, WrittenFlow, WrittenJudgement, WrittenRule,
 };
-use crate::{FlowVerdict, Ground, Judgement, PlainWorld, PolicyFlow, RuleRef, Traffic};
+use crate::{FlowVerdict, Judgement, PlainWorld, PolicyFlow, RuleRef, Traffic};
 
 /// What the semantic verdict is compared with, state by state.
 pub(super) struct CaseComparison<'a, J> {
@@ -142,16 +142,6 @@ fn said(allowed: &Allowed) -> String {
 
 /// A judgement as a file has it.
 fn written(judgement: &Judgement) -> WrittenJudgement {
-    let (reason, by): (_, &[RuleRef]) = match &judgement.ground {
-        Ground::NotAPod => ("not-a-pod", &[]),
-        Ground::Loopback => ("loopback", &[]),
-        Ground::OwnNode => ("local-node", &[]),
-        Ground::NotIsolated | Ground::Undecided => ("not-isolated", &[]),
-        Ground::Accepted(rules) => ("policy", rules),
-        Ground::TunnelOpened(rules) => ("hbone", rules),
-        Ground::Denied(rule) => ("policy", std::slice::from_ref(rule)),
-        Ground::NoRuleMatched => ("no-rule-matched", &[]),
-    };
     let rule = |RuleRef { policy, rule, peer, port, .. }: &RuleRef| WrittenRule {
         policy: policy.to_string(),
         rule: *rule,
@@ -160,8 +150,8 @@ fn written(judgement: &Judgement) -> WrittenJudgement {
     };
     WrittenJudgement {
         verdict: if judgement.is_allowed() { "allow" } else { "deny" }.to_owned(),
-        reason: reason.to_owned(),
+        reason: judgement.ground.word().to_owned(),
         selecting: judgement.selecting.iter().map(ToString::to_string).collect(),
-        by: by.iter().map(rule).collect(),
+        by: judgement.ground.rules().iter().map(rule).collect(),
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::meaning::Meaning;
 use crate::terms::{PolicyName, PolicyTerms, TrafficDirection};
+use crate::world::PolicyWorld;
 
 /// The policies that select pods in one direction. Pods that the same policies select share it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +22,14 @@ pub struct PodClasses {
     pub egress: Option<Arc<PolicyClass>>,
     /// Of who may reach it.
     pub ingress: Option<Arc<PolicyClass>>,
+}
+
+/// The classes of a pod in a small cluster, where each policy is looked at.
+pub fn classes_in<W: PolicyWorld>(world: &W, pod: &W::Pod<'_>) -> PodClasses {
+    let mut selecting: Vec<&PolicyTerms> =
+        world.policies().filter(|policy| world.selects(&policy.subjects, pod)).collect();
+    selecting.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+    PodClasses::of(&selecting)
 }
 
 // === impl PolicyClass ===

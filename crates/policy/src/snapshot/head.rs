@@ -145,7 +145,15 @@ pub(super) fn read_namespace(words: &mut SnapshotWords<'_>) -> Option<(Box<str>,
     Some((words.text()?, read_labels(words)?))
 }
 
-fn read_labels(words: &mut SnapshotWords<'_>) -> Option<LabelSet> {
+pub(super) fn write_labels(labels: &LabelSet, out: &mut SnapshotWriter) {
+    out.show(&labels.len());
+    labels.iter().for_each(|(key, value)| {
+        out.word(key);
+        out.word(value);
+    });
+}
+
+pub(super) fn read_labels(words: &mut SnapshotWords<'_>) -> Option<LabelSet> {
     let pairs = words.list(|words| Some((words.text()?, words.text()?)))?;
     Some(pairs.iter().map(|(key, value)| (&**key, &**value)).collect())
 }

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::compiled::{local_facts, name_of};
 use crate::index::PolicyIndex;
-use crate::tests::sample::SampleWorld;
-use crate::{PlainPod, PlainWorld, PolicyWorld as _, World as _};
+use crate::tests::sample::{SampleFlow, SampleWorld};
+use crate::{PlainPod, PlainWorld, PolicyWorld as _, World as _, verdict};
 
 fn pods(world: &PlainWorld) -> Vec<PlainPod> {
     let everything = facts::Selector::default();
@@ -30,7 +30,17 @@ fn snapshot(world: &PlainWorld, index: &PolicyIndex) -> PolicySnapshot {
     let labels = |name: &str| Some((name.into(), world.namespace_labels(name)?.clone()));
     let namespaces = world.namespaces().filter_map(labels).collect();
     let seen = BTreeMap::from([("pods".into(), "12 %\n".into()), ("policies".into(), "".into())]);
-    PolicySnapshot::of(index, node, namespaces, seen)
+    let owns = |pod: &PlainPod, address: &IpAddr| {
+        world
+            .pod_at(*address)
+            .is_some_and(|owner| (&owner.namespace, &owner.name) == (&pod.namespace, &pod.name))
+    };
+    let mut pods = pods(world);
+    for pod in &mut pods {
+        let own = pod.facts.addresses.iter().filter(|address| owns(pod, address)).copied().collect();
+        pod.facts.addresses = own;
+    }
+    PolicySnapshot { pods, ..PolicySnapshot::of(index, node, namespaces, seen) }
 }
 
 proptest! {
@@ -60,6 +70,30 @@ proptest! {
             let unknown = SubjectPod { namespace: &pod.namespace, labels: None };
             let without = find_isolation(&*bytes, &unknown).unwrap().isolation;
             prop_assert_eq!(without, without.or(found.isolation));
+        }
+    }
+
+    /// Of the pods of this node it tells as much as the cluster does: who else there is is in the sets.
+    #[test]
+    fn it_judges_connections_of_this_nodes_pods_as_the_cluster_does(
+        sample in SampleWorld::any(),
+        flows in prop::collection::vec(SampleFlow::any(), 40),
+    ) {
+        let world = sample.plain();
+        let mut kept = snapshot(&world, &indexed(&world));
+        kept.node = world.node("n1").unwrap_or_default().to_vec();
+        let known = kept.world(None);
+        let is_nodes = |address| kept.node.contains(&address);
+        for flow in flows.iter().map(SampleFlow::flow) {
+            let (told, wanted) = (verdict(&known, &flow), verdict(&world, &flow));
+            let is_local = |address| world.pod_at(address).is_some_and(|pod| &*pod.facts.node == "n1");
+            if is_local(flow.source) {
+                prop_assert_eq!(&told.egress, &wanted.egress, "{:?}", flow);
+            }
+            // A pod of another node with this node's address is not told from the node.
+            if is_local(flow.destination) && (is_local(flow.source) || !is_nodes(flow.source)) {
+                prop_assert_eq!(&told.ingress, &wanted.ingress, "{:?}", flow);
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use crate::world::World;
 
 /// A rule that would allow a connection if one thing were otherwise, or two.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NearestMiss {
+pub struct RuleMiss {
     /// Its policy.
     pub policy: PolicyName,
     /// In which direction of it.
@@ -38,8 +38,18 @@ pub fn nearest_miss<'t, W: World>(
     world: &W,
     direction: TrafficDirection,
     policies: impl Iterator<Item = &'t PolicyTerms>,
+    connection: (IpAddr, IpAddr, Traffic),
+) -> Option<RuleMiss> {
+    rule_misses(world, direction, policies, connection).into_iter().min_by_key(|miss| miss.missed)
+}
+
+/// All rules of these NetworkPolicies that would allow a connection and do not, in order.
+pub fn rule_misses<'t, W: World>(
+    world: &W,
+    direction: TrafficDirection,
+    policies: impl Iterator<Item = &'t PolicyTerms>,
     (source, destination, traffic): (IpAddr, IpAddr, Traffic),
-) -> Option<NearestMiss> {
+) -> Vec<RuleMiss> {
     let peer = match direction {
         TrafficDirection::Egress => destination,
         TrafficDirection::Ingress => source,
@@ -61,10 +71,9 @@ pub fn nearest_miss<'t, W: World>(
                 // It is allowed by now.
                 (Some(_), Some(_)) => return None,
             };
-            Some((missed, policy, rule))
+            Some(RuleMiss { policy: policy.clone(), direction, rule, missed })
         });
-    let (missed, policy, rule) = missed.min_by_key(|(missed, ..)| *missed)?;
-    Some(NearestMiss { policy: policy.clone(), direction, rule, missed })
+    missed.collect()
 }
 
 impl MissedPart {
@@ -79,7 +88,7 @@ impl MissedPart {
 }
 
 /// `x/p ingress[0], by its port`
-impl fmt::Display for NearestMiss {
+impl fmt::Display for RuleMiss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { policy, direction, rule, missed } = self;
         write!(f, "{policy} {direction}[{rule}], by its {}", missed.name())

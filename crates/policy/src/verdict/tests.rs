@@ -128,7 +128,7 @@ fn the_nearest_rule_fails_by_its_port_before_it_fails_by_its_peer() {
     assert_eq!(miss(&others, 2), Some((1, MissedPart::Peer)));
     assert_eq!(miss(&others, 3), Some((0, MissedPart::Both)));
     assert_eq!(miss(&policy(Section::NetworkPolicy, &[]), 3), None, "there is no rule");
-    let told = NearestMiss {
+    let told = RuleMiss {
         policy: others.name,
         direction: TrafficDirection::Ingress,
         rule: 1,

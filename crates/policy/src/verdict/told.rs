@@ -20,6 +20,30 @@ impl fmt::Display for Judgement {
     }
 }
 
+impl Ground {
+    /// A word for programs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotAPod => "not-a-pod",
+            Self::Loopback => "loopback",
+            Self::OwnNode => "local-node",
+            Self::NotIsolated | Self::Undecided => "not-isolated",
+            Self::Accepted(_) | Self::Denied(_) => "policy",
+            Self::TunnelOpened(_) => "hbone",
+            Self::NoRuleMatched => "no-rule-matched",
+        }
+    }
+
+    /// The rules that decide.
+    pub fn rules(&self) -> &[RuleRef] {
+        match self {
+            Self::Accepted(rules) | Self::TunnelOpened(rules) => rules,
+            Self::Denied(rule) => std::slice::from_ref(rule),
+            _ => &[],
+        }
+    }
+}
+
 impl fmt::Display for Ground {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -84,6 +84,83 @@ pub struct ReleasedPod {
     pub addresses: Vec<IpAddr>,
 }
 
+/// What the agent knows of policies, for `cnictl`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyStateReport {
+    /// Version of the agent.
+    pub version: String,
+    /// When it was said, in seconds since 1970.
+    pub at: f64,
+    /// The agent's node.
+    pub node: String,
+    /// Whether policies are enforced.
+    pub standing: StandingWord,
+    /// Why not all of it is in force; empty otherwise.
+    pub problem: String,
+    /// The pods of this node, with where their policies are enforced.
+    pub points: Vec<PolicyPointReport>,
+    /// Pods of other nodes that are not told of, because they are too many.
+    pub pods_left_out: usize,
+    /// Policies, namespaces, addresses of the own node and pods, as in a snapshot of policies.
+    pub known: String,
+}
+
+/// How enforcing stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StandingWord {
+    /// Policies are not enforced.
+    #[default]
+    Off,
+    /// Not everything that decides is listed yet; nothing is opened or closed.
+    NotListed,
+    /// Policies are in force as they are now.
+    InForce,
+    /// A kernel did not take all of it.
+    Failing,
+}
+
+/// Where the policies of a pod of this node are enforced.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyPointReport {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Where.
+    pub point: EnforcedAt,
+}
+
+/// Largest report of what is known of policies, in bytes.
+pub const MAX_POLICY_STATE: usize = 64 << 20;
+/// Most pods that it tells of.
+pub const MAX_POLICY_PODS: usize = 20_000;
+
+impl StandingWord {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::NotListed => "not-listed",
+            Self::InForce => "in-force",
+            Self::Failing => "failing",
+        }
+    }
+}
+
+impl EnforcedAt {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Pod => "pod",
+            Self::Both => "both",
+        }
+    }
+}
+
 /// What an ADD did about policies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,0 +1,132 @@
+//! `policy list`: the policies that select pods, by direction, and where they are enforced.
+
+use anyhow::Result;
+use facts::PodRef;
+use policy::compile::log_number;
+use policy::index::{PolicyClass, classes_in};
+use policy::{PlainPod, TrafficDirection};
+use rundir::policy::EnforcedAt;
+use serde::Serialize;
+
+use super::source::{KnownCluster, PolicySourceArgs};
+use crate::output::VerbAnswer;
+use crate::pods::{Around, Column, EvidenceSource, ListArgs, NOTHING, ResourceList, SelectArgs};
+
+const EXAMPLES: &str = "\
+Examples:
+  # Which policies select the pods of this node?
+  cnictl policy list
+
+  # Of one pod, with the numbers of its classes, as the kernel's log has them
+  cnictl policy list shop/web -o wide
+
+Exit codes: 0 done
+            1 failed
+            2 wrong command line
+            3 there is no such pod
+            124 the time was over";
+
+/// Show which network policies select which pods
+///
+/// A line for each pod and direction. The pods are those of this node, or all of the manifests. Pods that the same policies select have the same
+/// class: its number stands in the kernel's log of what is denied.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct PolicyListArgs {
+    #[command(flatten)]
+    select: SelectArgs,
+    #[command(flatten)]
+    source: PolicySourceArgs,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// A pod in one direction.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct SelectedPod {
+    namespace: String,
+    name: String,
+    /// `ingress` or `egress`.
+    direction: &'static str,
+    /// Whether a policy selects it in this direction.
+    isolated: bool,
+    policies: Vec<String>,
+    /// The number of its class in the kernel's log; empty where no policy selects it.
+    class: String,
+    /// `node`, `pod` or `both`; empty where it is not known.
+    point: &'static str,
+}
+
+#[derive(Serialize)]
+struct Head<'a> {
+    evidence: &'a EvidenceSource,
+    not_looked_at: &'a [String],
+}
+
+const LISTING: ResourceList<SelectedPod> = ResourceList {
+    kind: "PolicyPodList",
+    item_kind: "PolicyPod",
+    columns: &[
+        Column { head: "POD", wide: false, cell: |pod| (name_of(pod), None) },
+        Column { head: "DIRECTION", wide: false, cell: |pod| (pod.direction.to_owned(), None) },
+        Column { head: "POINT", wide: false, cell: |pod| (pod.point.to_owned(), None) },
+        Column { head: "POLICIES", wide: false, cell: |pod| (policies(pod), None) },
+        Column { head: "CLASS", wide: true, cell: |pod| (pod.class.clone(), None) },
+    ],
+    key: |pod| format!("{} {}", name_of(pod), pod.direction),
+    name: name_of,
+    steady: Clone::clone,
+};
+
+fn name_of(pod: &SelectedPod) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
+}
+
+fn policies(pod: &SelectedPod) -> String {
+    if pod.policies.is_empty() { "(not isolated)".to_owned() } else { pod.policies.join(", ") }
+}
+
+impl PolicyListArgs {
+    pub(super) fn run(&self) -> Result<VerbAnswer> {
+        if self.list.watch {
+            return LISTING.watch(&self.list, &mut || Ok(self.rows(&self.source.load()?)));
+        }
+        let known = self.source.load()?;
+        let mut rows = self.rows(&known);
+        if rows.is_empty() && !self.select.is_everything() {
+            let text = "no such pod is known that policies could select".to_owned();
+            return Ok(VerbAnswer { exit: NOTHING, ..VerbAnswer::failed(String::new(), text) });
+        }
+        LISTING.sort(&self.list, &mut rows)?;
+        let head = Head { evidence: &known.evidence, not_looked_at: &known.remarks };
+        let around = Around { after: known.evidence.line() + "\n" };
+        Ok(VerbAnswer::text(LISTING.print(&self.list, &head, &rows, &around)?))
+    }
+
+    fn rows(&self, known: &KnownCluster) -> Vec<SelectedPod> {
+        let of_node = |pod: &&PlainPod| known.node.as_deref().is_none_or(|node| *pod.facts.node == *node);
+        let pods = known.world.live_pods().filter(|pod| !pod.is_nameless()).filter(of_node);
+        let is_meant = |pod: &&PlainPod| {
+            self.select.selects(&PodRef::named(&*pod.namespace, &*pod.name), &pod.facts.labels.to_map())
+        };
+        pods.filter(is_meant).flat_map(|pod| rows_of(known, pod)).collect()
+    }
+}
+
+fn rows_of(known: &KnownCluster, pod: &PlainPod) -> [SelectedPod; 2] {
+    let classes = classes_in(&known.world, &pod);
+    let point = known.points.get(&pod.to_string()).map_or("", |point: &EnforcedAt| point.name());
+    [(TrafficDirection::Ingress, "ingress"), (TrafficDirection::Egress, "egress")].map(|(of, direction)| {
+        let class = classes.of_direction(of).map(|class| &**class);
+        let policies = class.map(|class: &PolicyClass| &*class.policies).unwrap_or_default();
+        SelectedPod {
+            namespace: pod.namespace.to_string(),
+            name: pod.name.to_string(),
+            direction,
+            isolated: class.is_some(),
+            policies: policies.iter().map(ToString::to_string).collect(),
+            class: class.map(|class| format!("{:016x}", log_number(class))).unwrap_or_default(),
+            point,
+        }
+    })
+}

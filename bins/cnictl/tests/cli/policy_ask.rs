@@ -1,0 +1,197 @@
+//! What is asked about policies: by manifests, by the agent, and by its snapshot when that is gone.
+
+use serde_json::{Value, json};
+
+use crate::machine::{CALICO, Machine, PATIENCE};
+use crate::schema::assert_described;
+use crate::{Files, Run};
+
+/// Three pods of a shop, and who may reach its database.
+pub(crate) const SHOP: &str = "
+kind: Namespace
+metadata: {name: shop, labels: {team: shop}}
+---
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+---
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1, containers: [{name: app}]}
+status: {phase: Running, podIPs: [{ip: 10.0.1.5}, {ip: 'fd00:1::5'}]}
+---
+kind: Pod
+metadata: {name: api, namespace: shop, labels: {app: api}}
+spec: {nodeName: n1, containers: [{name: app}]}
+status: {phase: Running, podIP: 10.0.1.6}
+---
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {nodeName: n1, containers: [{name: app, ports: [{name: sql, containerPort: 5432}]}]}
+status: {phase: Running, podIPs: [{ip: 10.0.1.7}, {ip: 'fd00:1::7'}]}
+---
+kind: NetworkPolicy
+metadata: {name: closed, namespace: shop}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+---
+kind: NetworkPolicy
+metadata: {name: db, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: api}}}]
+    ports: [{port: sql}]
+  - from: [{ipBlock: {cidr: 10.0.1.0/24, except: [10.0.1.6/32]}}]
+    ports: [{port: 9000, endPort: 9010}]
+---
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {clusterIP: 10.96.0.7, ports: [{port: 5432}]}
+---
+kind: EndpointSlice
+metadata: {name: db-1, namespace: shop, labels: {kubernetes.io/service-name: db}}
+ports: [{port: 5432}]
+endpoints: [{addresses: [10.0.1.7]}, {addresses: [203.0.113.7]}]
+";
+
+fn shop() -> Files {
+    let files = Files::new();
+    files.write("shop.yaml", SHOP);
+    files
+}
+
+fn document(run: &Run) -> Value {
+    let document: Value =
+        serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:?}"));
+    assert_described(&document);
+    document
+}
+
+#[test]
+fn a_denial_names_each_policy_and_what_of_its_rules_fails() {
+    let files = shop();
+    let ask = |rest: &str| files.run(&format!("policy explain --manifests @shop.yaml {rest}"));
+    let text = ask("--from shop/api --to shop/db --port 5432").ok();
+    assert_eq!(
+        text,
+        "allowed: shop/api -> shop/db TCP 5432 (10.0.1.6 -> 10.0.1.7)\n  \
+         egress   allowed: no policy selects shop/api\n  \
+         ingress  allowed: by shop/db ingress[0] from[0] ports[0]\nevidence: manifests\n"
+    );
+    let denied = ask("--from shop/web --to shop/db --port 5432").fails(1, &[]);
+    assert_eq!(
+        denied.stdout,
+        "denied: shop/web -> shop/db TCP 5432 (10.0.1.5 -> 10.0.1.7)\n  \
+         egress   allowed: no policy selects shop/web\n  \
+         ingress  denied: no rule matches of the policies that select shop/db\n    \
+         shop/closed: it has no rule\n    \
+         shop/db ingress[0]: peer failed\n      peers: pods app=api of namespace shop\n      ports: TCP sql\n    \
+         shop/db ingress[1]: port failed\n      peers: 10.0.1.0/24 except 10.0.1.6/32\n      ports: TCP 9000-9010\n    \
+         nearest: shop/db ingress[1], by its port\nevidence: manifests\n"
+    );
+    // The other family, the own node, what has no ports, and the tunnel.
+    let line = |rest: &str| ask(rest).stdout.lines().next().unwrap().to_owned();
+    assert_eq!(
+        line("--from shop/web --to shop/db --port 5432 -6"),
+        "denied: shop/web -> shop/db TCP 5432 (fd00:1::5 -> fd00:1::7)"
+    );
+    assert_eq!(
+        line("--from node --to shop/db --port 1"),
+        "allowed: 192.0.2.1 -> shop/db TCP 1 (192.0.2.1 -> 10.0.1.7)"
+    );
+    let other = "--from shop/api --to shop/db --protocol other";
+    assert_eq!(line(other), "denied: shop/api -> shop/db without ports (10.0.1.6 -> 10.0.1.7)");
+    let tunnel = "--from shop/api --to shop/db --port 5432 --hbone";
+    assert_eq!(line(tunnel), "allowed: shop/api -> shop/db TCP 5432, through HBONE (10.0.1.6 -> 10.0.1.7)");
+}
+
+#[test]
+fn a_service_is_asked_for_endpoint_by_endpoint() {
+    let files = shop();
+    for to in ["--service shop/db", "--to 10.96.0.7"] {
+        let line = format!("policy explain --manifests @shop.yaml --from shop/web {to} --port 5432 -o json");
+        let mixed = document(&files.run(&line).fails(1, &[]));
+        assert_eq!(mixed["verdict"], "mixed", "{mixed:#}");
+        let verdicts = mixed["connections"].as_array().unwrap().iter();
+        let verdicts: Vec<Value> =
+            verdicts.map(|one| json!([one["destination"], one["route"], one["allowed"]])).collect();
+        assert_eq!(
+            verdicts,
+            [json!(["10.0.1.7", "service", false]), json!(["203.0.113.7", "service", true])]
+        );
+        let missed = &mixed["connections"][0]["ingress"]["missed"];
+        assert_eq!((&missed[0]["policy"], &missed[1]["failed"]), (&json!("shop/closed"), &json!("peer")));
+    }
+}
+
+#[test]
+fn what_is_not_there_and_what_does_not_fit_is_said() {
+    let files = shop();
+    let ask = |rest: &str| files.run(&format!("policy explain --manifests @shop.yaml {rest}"));
+    ask("--from shop/none --to shop/db --port 1").fails(3, &["pod shop/none is not known"]);
+    ask("--from shop/api --to fd00:1::7 --port 1").fails(3, &["no address of one family"]);
+    ask("--from shop/api --service shop/db --port 1").fails(3, &["Service shop/db with port 1 (TCP)"]);
+    ask("--from shop/api --to shop/db").fails(2, &["--port"]);
+    ask("--from api --to shop/db --port 1").fails(2, &["NAMESPACE/POD"]);
+    files.write("bad.yaml", "kind: NetworkPolicy\nmetadata: {name: x}\nspec: {ingress: 7}\n");
+    let bad = files.run("policy explain --manifests @bad.yaml --from 10.0.0.1 --to 10.0.0.2 --port 1");
+    bad.fails(1, &["bad.yaml", "a NetworkPolicy"]);
+    let text = files.run("policy list --manifests @shop.yaml").ok();
+    assert_eq!(
+        text,
+        "POD        DIRECTION   POINT   POLICIES\n\
+         shop/api   ingress     -       shop/closed\n\
+         shop/api   egress      -       (not isolated)\n\
+         shop/db    ingress     -       shop/closed, shop/db\n\
+         shop/db    egress      -       (not isolated)\n\
+         shop/web   ingress     -       shop/closed\n\
+         shop/web   egress      -       (not isolated)\n\
+         evidence: manifests\n"
+    );
+    let list = document(&files.run("policy list shop/db --manifests @shop.yaml -o json"));
+    assert_eq!(list["items"].as_array().unwrap().len(), 2, "{list:#}");
+    files.run("policy list nobody --manifests @shop.yaml").fails(3, &["no such pod"]);
+    let status = document(&files.run("policy status --manifests @shop.yaml -o json"));
+    assert_eq!((&status["isolated_ingress"], &status["policies"]), (&json!(3), &json!(2)), "{status:#}");
+}
+
+/// The agent's answer, and that of the snapshot which it has left.
+#[test]
+fn the_agent_answers_and_when_it_is_gone_its_snapshot() {
+    let machine = Machine::new();
+    machine.files.write("net.d/10-calico.conflist", CALICO);
+    // Pods of manifests that name no node are of this one.
+    let shop = SHOP.replace("nodeName: n1, ", "");
+    machine.files.write("manifests/shop.yaml", &shop);
+    let state = machine.path("state");
+    std::fs::create_dir_all(&state).unwrap();
+    let on_node = |line: &str| machine.on_node(&format!("{line} --state-dir {}", state.display()));
+    let options = ["--policy-enforcement=on".to_owned(), format!("--state-dir={}", state.display())];
+    // The agent is in the network namespace that it takes for the node's.
+    let first_process = machine.path("root/proc/1/ns");
+    std::fs::create_dir_all(&first_process).unwrap();
+    std::os::unix::fs::symlink("/proc/self/ns/net", first_process.join("net")).unwrap();
+    let root = machine.path("root").display().to_string();
+    let own_namespace = [("HOST_ROOT", &*root)];
+    let agent = machine.agent_with(&[&options[0], &options[1]], &own_namespace);
+    let ask = |from: &str| on_node(&format!("policy explain --from shop/{from} --to shop/db --port 5432"));
+    let is_in_force = || on_node("policy status").exit == 0;
+    testkit::until("policies are in force", PATIENCE, is_in_force, || agent.log().text()).unwrap();
+    let status = document(&on_node("policy status -o json"));
+    assert_eq!((&status["standing"], &status["pods"]), (&json!("in-force"), &json!(3)), "{status:#}");
+    assert_eq!(status["points"], json!({"node": 3}), "{status:#}");
+    let denied = ask("web").fails(1, &[]);
+    assert!(denied.stdout.contains("nearest: shop/db ingress[1]"), "{denied:?}");
+    assert!(denied.stdout.contains("evidence: the agent, version "), "{denied:?}");
+    assert_eq!(ask("api").exit, 0);
+    let has_snapshot = || state.join("policies.snapshot").exists();
+    testkit::until("the snapshot is written", PATIENCE, has_snapshot, || agent.log().text()).unwrap();
+    drop(agent);
+    assert_eq!(ask("api").exit, 0);
+    let denied = ask("web").fails(1, &[]);
+    assert!(denied.stdout.contains("evidence: the snapshot of policies, written "), "{denied:?}");
+    on_node("policy status").fails(1, &["whether policies are in force is not known"]);
+    // Of who is not on this node it is not known what policies say of them.
+    let unsure = on_node("policy explain --from shop/web --to 203.0.113.9 --port 443").fails(4, &[]);
+    assert!(unsure.stdout.contains("the policies of 203.0.113.9 are not known here"), "{unsure:?}");
+}
