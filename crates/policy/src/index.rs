@@ -136,7 +136,10 @@ impl PolicyIndex {
             self.sets.take(world, wanted, &mut effects);
         }
         let mut late = Vec::new();
-        self.classify_all(world, name.only_namespace(), &mut effects, &mut late);
+        let selects_the_same = before.as_ref().zip(self.policies.get(name));
+        if !selects_the_same.is_some_and(|(before, now)| before.selects_as(now)) {
+            self.classify_all(world, name.only_namespace(), &mut effects, &mut late);
+        }
         let now = self.policies.get(name);
         let says_other = |direction| {
             before.as_ref().map(|terms| terms.direction(direction))

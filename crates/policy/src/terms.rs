@@ -128,6 +128,12 @@ pub enum TrafficDirection {
 // === impl PolicyTerms ===
 
 impl PolicyTerms {
+    /// Whether it selects the same pods in the same directions.
+    pub fn selects_as(&self, other: &Self) -> bool {
+        let applies = |terms: &Self| [terms.ingress.applies, terms.egress.applies];
+        self.subjects == other.subjects && applies(self) == applies(other)
+    }
+
     /// What it says in a direction.
     pub fn direction(&self, direction: TrafficDirection) -> &DirectionTerms {
         match direction {

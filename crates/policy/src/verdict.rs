@@ -70,6 +70,8 @@ pub struct RuleRef {
     pub direction: TrafficDirection,
     /// Its place among the rules of that direction, from 0.
     pub rule: usize,
+    /// How the policy calls it; empty where rules have no names.
+    pub name: Box<str>,
     /// The first of its peers that matched; nothing where it means any.
     pub peer: Option<usize>,
     /// The first of its ports that matched; nothing where it means any.
@@ -264,8 +266,14 @@ impl<'w, W: World> End<'w, '_, W> {
         policies.iter().flat_map(|policy| self.rules(policy)).filter_map(move |(policy, number, rule)| {
             self.own(&rule.own)?;
             let (peer, port) = (self.peer(&rule.peers)?, port(&rule.ports)?);
-            let name =
-                RuleRef { policy: policy.clone(), direction: self.direction, rule: number, peer, port };
+            let name = RuleRef {
+                policy: policy.clone(),
+                direction: self.direction,
+                rule: number,
+                name: rule.name.clone(),
+                peer,
+                port,
+            };
             Some((name, rule.action))
         })
     }

@@ -60,11 +60,14 @@ impl fmt::Display for Ground {
     }
 }
 
-/// `x/p ingress[0] from[1] ports[2]`, by the names of the fields.
+/// `x/p ingress[0] from[1] ports[2]`, by the names of the fields; `tenant red ingress[3] "sameTenant" from[0]` where rules have names.
 impl fmt::Display for RuleRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { policy, direction, rule, peer, port } = self;
+        let Self { policy, direction, rule, name, peer, port } = self;
         write!(f, "{policy} {direction}[{rule}]")?;
+        if !name.is_empty() {
+            write!(f, " {name:?}")?;
+        }
         if let Some(peer) = peer {
             write!(f, " {}[{peer}]", direction.peers_field())?;
         }
