@@ -79,7 +79,7 @@ impl Agent {
             Ok(Err(error)) => fault::chain(&error),
             Err(error) => error.to_string(),
         };
-        let text = "rules that enforced network policies may be left; look for table istio-policy-mangle of nf_tables";
+        let text = "rules that enforced network policies may be left; look for table istio-policy-mangle of nf_tables and chains ISTIO_NP_* of iptables";
         match self.policies {
             // Without the right to look there was none to make any.
             None => self.log.debug(text, &[("error", &error)]),

@@ -196,12 +196,8 @@ fn real_packets_do_what_random_policies_mean() {
     let sample: Sample = (vec![Labels::new(); 2], vec![Labels::new(); 4], Vec::new());
     let outside = OUTSIDE.map(|one| one.parse::<IpAddr>().expect("an address"));
     let layout = Layout::of(&world(&sample).expect("objects"), outside);
-    let places = [
-        (Loader::Nft, false),
-        (Loader::Nft, true),
-        (Loader::IptablesNft, false),
-        (Loader::IptablesLegacy, false),
-    ];
+    let places = [false, true].into_iter().flat_map(|in_nodes| Loader::ALL.map(|loader| (loader, in_nodes)));
+    let places: Vec<(Loader, bool)> = places.collect();
     let clusters: Vec<RefCell<Cluster>> = places
         .iter()
         .map(|(loader, _)| {

@@ -51,8 +51,8 @@ fn real_packets_do_what_the_file_says() {
     let meshes = [Mesh::None, Mesh::Sidecar(Mode::Redirect), Mesh::Sidecar(Mode::Tproxy), Mesh::Ambient];
     let in_pods =
         meshes.iter().flat_map(|mesh| Loader::ALL.map(|loader| Way { loader, mesh: *mesh, in_nodes: false }));
-    let in_nodes = Way { loader: Loader::Nft, mesh: Mesh::None, in_nodes: true };
-    let all = in_pods.chain([in_nodes]);
+    let in_nodes = Loader::ALL.map(|loader| Way { loader, mesh: Mesh::None, in_nodes: true });
+    let all = in_pods.chain(in_nodes);
     let mut differences = Vec::new();
     for (number, way) in all.enumerate() {
         let begin = Instant::now();

@@ -1,19 +1,19 @@
-//! Policies in the node's own network namespace, in a table of nf_tables.
+//! Policies in the node's own network namespace, in the backend that programs the node.
 //!
 //! What is there when the agent starts stays until all is known, and then what differs is written. Afterwards an event writes what it changes.
-//! Whoever else commits rules is heard, and the table is looked at then.
+//! Whoever else commits rules to nf_tables is heard, and our rules are looked at then. What an agent left in the other backend goes when all is in this one.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use enforcement::{PointError, PointLook, PolicyConfig, PolicyPoint};
-use kernel::Change;
-use kernel::nft::{PartedTable, Thoroughness};
-use netns::Host;
-use policy::compile::{EgressToOwnNode, EnforcementSettings, Established, NodeRules, POLICY_OWNER};
+use kernel::nft::Thoroughness;
+use kernel::{Change, PartedError, PartedRules};
+use policy::compile::{EgressToOwnNode, EnforcementSettings, Established, NodeRules};
+use policy::guard::no_rules;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
-use ruleset::TableKind;
+use ruleset::{Backend, TableKind};
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use telemetry::Scope;
@@ -31,8 +31,12 @@ pub(crate) struct NodePoint {
     disturbed: Arc<Notify>,
     log: Scope,
     rules: NodeRules,
+    /// Which one programs the node, once that was asked.
+    backend: Option<Backend>,
     /// Opened when it is needed.
     table: Option<WatchedTable>,
+    /// Whether the other backend was looked at.
+    is_alone: bool,
     /// Whether the kernel has the rules.
     loaded: bool,
     /// What the rules lack, as it was told.
@@ -41,7 +45,7 @@ pub(crate) struct NodePoint {
 
 /// The table, and a thread that tells of what is committed.
 struct WatchedTable {
-    table: PartedTable,
+    table: PartedRules,
     /// The thread ends when this is gone.
     _is_open: Arc<()>,
 }
@@ -58,23 +62,31 @@ pub(crate) fn node_settings(config: &PolicyConfig) -> EnforcementSettings {
     }
 }
 
-/// Removes what an agent left that enforced policies. Nothing there is success.
+/// Removes what an agent left that enforced policies, in both backends. Nothing there is success.
 ///
 /// # Errors
 /// It is there still.
 pub(crate) fn remove(config: &AmbientConfig) -> Result<Change, PointError> {
-    match open(config)? {
-        Ok(mut table) => table.remove().map_err(PointError::new),
-        // A kernel without nf_tables has nothing of ours.
+    let removed = [Backend::Nftables, Backend::Iptables].map(|backend| remove_from(config, backend));
+    removed.into_iter().try_fold(Change::None, |change, removed| match removed? {
+        Change::None => Ok(change),
+        other => Ok(other),
+    })
+}
+
+fn remove_from(config: &AmbientConfig, backend: Backend) -> Result<Change, PointError> {
+    let removed = open(config, backend)?.and_then(|mut table| table.remove());
+    match removed {
+        Ok(change) => Ok(change),
+        // A kernel without the backend has nothing of ours in it.
         Err(error) if error.is_unsupported() => Ok(Change::None),
         Err(error) => Err(PointError::new(error)),
     }
 }
 
-fn open(config: &AmbientConfig) -> Result<Result<PartedTable, kernel::nft::Error>, PointError> {
-    let host: Host = open_host(config).map_err(PointError::new)?;
-    let opened = host.enter(|inside| PartedTable::open(inside, POLICY_OWNER, TableKind::Mangle));
-    opened.map_err(PointError::new)
+fn open(config: &AmbientConfig, backend: Backend) -> Result<Result<PartedRules, PartedError>, PointError> {
+    let host = open_host(config).map_err(PointError::new)?;
+    Ok(PartedRules::open(host, backend, config.iptables(), no_rules(), TableKind::Mangle))
 }
 
 // === impl NodePoint ===
@@ -88,13 +100,25 @@ impl NodePoint {
         log: Scope,
     ) -> Self {
         let rules = NodeRules::new(settings);
-        Self { config, settings, disturbed, log, rules, table: None, loaded: false, told: BTreeSet::new() }
+        let told = BTreeSet::new();
+        let (backend, table) = (None, None);
+        Self { config, settings, disturbed, log, rules, backend, table, is_alone: false, loaded: false, told }
     }
 
-    fn table(&mut self) -> Result<&mut PartedTable, PointError> {
+    fn backend(&mut self) -> Result<Backend, PointError> {
+        if let Some(backend) = self.backend {
+            return Ok(backend);
+        }
+        let host = open_host(&self.config).map_err(PointError::new)?;
+        let chosen = host.enter(|inside| self.config.backend(inside, &self.log)).map_err(PointError::new)?;
+        Ok(*self.backend.insert(chosen.map_err(PointError::new)?))
+    }
+
+    fn table(&mut self) -> Result<&mut PartedRules, PointError> {
+        let backend = self.backend()?;
         let opened = match self.table.take() {
             Some(opened) => opened,
-            None => WatchedTable::open(&self.config, self.disturbed.clone())?,
+            None => WatchedTable::open(&self.config, backend, self.disturbed.clone())?,
         };
         Ok(&mut self.table.insert(opened).table)
     }
@@ -103,9 +127,31 @@ impl NodePoint {
     fn ensure(&mut self, index: &PolicyIndex, thoroughness: Thoroughness) -> Result<Change, PointError> {
         let (rules, contents) = (self.rules.rules(index), self.rules.contents(index));
         self.loaded = false;
-        let change = self.table()?.ensure(&rules, &contents, thoroughness).map_err(PointError::new)?;
+        let ensured = self.table()?.ensure(&rules, &contents, thoroughness);
+        self.warn();
+        let change = ensured.map_err(PointError::new)?;
         self.loaded = true;
+        self.leave_other_backend()?;
         Ok(change)
+    }
+
+    /// Removes once what an agent left in the backend that does not program the node any more.
+    fn leave_other_backend(&mut self) -> Result<(), PointError> {
+        if !self.is_alone {
+            let other = match self.backend()? {
+                Backend::Nftables => Backend::Iptables,
+                Backend::Iptables => Backend::Nftables,
+            };
+            remove_from(&self.config, other)?;
+            self.is_alone = true;
+        }
+        Ok(())
+    }
+
+    /// Logs what the programs said.
+    fn warn(&self) {
+        let warnings = self.table.iter().flat_map(|opened| opened.table.take_warnings());
+        warnings.for_each(|warning| self.log.warn(&warning, &[]));
     }
 
     /// Tells what the rules lack, each once for as long as it is so.
@@ -133,10 +179,12 @@ impl NodePoint {
 
 impl PolicyPoint for NodePoint {
     fn adopt(&mut self, index: &PolicyIndex, pods: &dyn Fn(&LocalName) -> bool) -> Result<(), PointError> {
+        self.settings.backend = self.backend()?;
         self.rules = NodeRules::of(index, self.settings, pods);
         if !self.rules.has_pods() {
             self.loaded = false;
-            return self.table()?.remove().map(drop).map_err(PointError::new);
+            self.table()?.remove().map_err(PointError::new)?;
+            return self.leave_other_backend();
         }
         self.ensure(index, Thoroughness::Everything)?;
         self.tell();
@@ -192,19 +240,22 @@ impl PolicyPoint for NodePoint {
 // === impl WatchedTable ===
 
 impl WatchedTable {
-    fn open(config: &AmbientConfig, disturbed: Arc<Notify>) -> Result<Self, PointError> {
-        let table = open(config)?.map_err(PointError::new)?;
+    fn open(config: &AmbientConfig, backend: Backend, disturbed: Arc<Notify>) -> Result<Self, PointError> {
+        let table = open(config, backend)?.map_err(PointError::new)?;
+        let is_open = Arc::new(());
+        let watched = Arc::downgrade(&is_open);
+        let opened = |table| Self { table, _is_open: is_open };
+        // Without nf_tables nobody commits to it.
+        let Some(descriptor) = table.descriptor() else { return Ok(opened(table)) };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(PointError::new)?;
         // Each event is told once; who is told reads it.
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         let data = epoll::EventData::new_u64(0);
-        epoll::add(&epoll, table.descriptor(), data, flags).map_err(PointError::new)?;
-        let is_open = Arc::new(());
-        let watched = Arc::downgrade(&is_open);
+        epoll::add(&epoll, descriptor, data, flags).map_err(PointError::new)?;
         let tell = move || tell_of_commits(&epoll, &watched, &disturbed);
         let thread = std::thread::Builder::new().name("policy-watch".to_owned()).spawn(tell);
         thread.map_err(PointError::new)?;
-        Ok(Self { table, _is_open: is_open })
+        Ok(opened(table))
     }
 }
 
