@@ -50,6 +50,8 @@ pub struct Cluster {
     network: Network,
     mesh: Mesh,
     loader: Loader,
+    /// Of the service proxies.
+    proxy: Loader,
     loaded: BTreeMap<BTreeSet<IpAddr>, (Plan, Contents)>,
     listening: BTreeMap<(String, bool, u16), Listeners>,
 }
@@ -121,9 +123,16 @@ impl Cluster {
     /// When not root, or a program is missing.
     pub fn new(layout: Layout, mesh: Mesh, loader: Loader) -> Result<Self> {
         let network = Network::new(layout)?;
-        let mut cluster = Self { network, mesh, loader, loaded: BTreeMap::new(), listening: BTreeMap::new() };
+        let (loaded, listening) = (BTreeMap::new(), BTreeMap::new());
+        let mut cluster = Self { network, mesh, loader, proxy: loader, loaded, listening };
         cluster.start_proxies()?;
         Ok(cluster)
+    }
+
+    /// With service proxies that use another backend than the rules.
+    #[must_use]
+    pub fn with_proxy(self, proxy: Loader) -> Self {
+        Self { proxy, ..self }
     }
 
     /// Where each address is.
@@ -268,9 +277,9 @@ impl Cluster {
         }
         for number in services {
             let Tried { flow, service: Some(service), .. } = tried[number] else { continue };
-            self.network.serve(self.loader, service, &flow)?;
+            self.network.serve(self.proxy, service, &flow)?;
             self.fire(&[number], tried, &mut found)?;
-            self.network.serve_nothing(self.loader)?;
+            self.network.serve_nothing(self.proxy)?;
         }
         Ok(found)
     }

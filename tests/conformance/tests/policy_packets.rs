@@ -21,14 +21,17 @@ const FAMILIES: [&str; 8] =
     ["isolation", "ipblock", "ports", "named", "nodes", "life", "dualstack", "services"];
 /// What is in the tunnel of ambient mode.
 const TUNNEL: &str = "mesh/hbone";
+/// What goes through a service proxy.
+const SERVICES: &str = "services";
 /// Of the reference cases the first combination takes one state in so many, and each other one.
 const ONE_IN: [usize; 2] = [3, 30];
 
-/// How rules are loaded, what is beside them, and whether they are those of nodes or those of pods.
+/// How rules are loaded, what is beside them, how the service proxy translates, and whether they are rules of nodes or of pods.
 #[derive(Debug, Clone, Copy)]
 struct Way {
     loader: Loader,
     mesh: Mesh,
+    proxy: Loader,
     in_nodes: bool,
 }
 
@@ -49,17 +52,23 @@ fn real_packets_do_what_the_file_says() {
     let path = own.clone().map_or_else(|| golden_dir().unwrap().join("policy/cases.json"), Into::into);
     let file = CaseFile::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
     let meshes = [Mesh::None, Mesh::Sidecar(Mode::Redirect), Mesh::Sidecar(Mode::Tproxy), Mesh::Ambient];
-    let in_pods =
-        meshes.iter().flat_map(|mesh| Loader::ALL.map(|loader| Way { loader, mesh: *mesh, in_nodes: false }));
-    let in_nodes = Loader::ALL.map(|loader| Way { loader, mesh: Mesh::None, in_nodes: true });
+    let in_pods = meshes.iter().flat_map(|mesh| {
+        Loader::ALL.map(|loader| Way { loader, mesh: *mesh, proxy: loader, in_nodes: false })
+    });
+    let mut proxies = Loader::ALL.map(|loader| (loader, loader)).to_vec();
+    proxies.extend([(Loader::Nft, Loader::IptablesNft), (Loader::IptablesNft, Loader::Nft)]);
+    let in_nodes =
+        proxies.into_iter().map(|(loader, proxy)| Way { loader, mesh: Mesh::None, proxy, in_nodes: true });
     let all = in_pods.chain(in_nodes);
     let mut differences = Vec::new();
     for (number, way) in all.enumerate() {
         let begin = Instant::now();
         let is_chosen = |state: &CaseState<'_>, at: usize| {
             let tunnel = way.mesh == Mesh::Ambient && state.case.starts_with(TUNNEL);
+            // A node sees what its service proxy makes of them.
+            let services = way.in_nodes && state.family == SERVICES;
             let part = FAMILIES.contains(&state.family) && at % ONE_IN[usize::from(number > 0)] == number;
-            own.is_some() || tunnel || part
+            own.is_some() || tunnel || services || part
         };
         let seen = run(&file, way, is_chosen);
         println!(
@@ -106,7 +115,7 @@ fn compare(
     seen: &mut Seen,
 ) {
     let world = state.world;
-    let Way { loader, mesh, in_nodes } = way;
+    let Way { loader, mesh, proxy, in_nodes } = way;
     let nodes = CompiledNodes::new(world, loader.backend());
     let pods = CompiledPods::new(world, loader.backend(), |_| mesh == Mesh::Ambient);
     let (mut names, mut tried) = (Vec::new(), Vec::new());
@@ -135,7 +144,7 @@ fn compare(
     }
     let layout = Layout::of(world, addresses.iter().copied());
     if cluster.as_ref().is_none_or(|cluster| *cluster.layout() != layout) {
-        *cluster = Some(Cluster::new(layout, mesh, loader).unwrap());
+        *cluster = Some(Cluster::new(layout, mesh, loader).unwrap().with_proxy(proxy));
         seen.clusters += 1;
     }
     let Some(cluster) = cluster else { return };

@@ -19,6 +19,8 @@ use testkit::probe::{Flow, Listener, Listeners};
 
 use crate::support::{Way, sh};
 
+#[path = "node/cost.rs"]
+mod cost;
 #[path = "node/drift.rs"]
 mod drift;
 
@@ -80,14 +82,25 @@ fn listed(node: &TestNetns, way: Way) -> (String, u64) {
     };
     let (mut rest, mut counted) = (String::new(), 0);
     for line in text.lines().filter(|line| !line.starts_with(['#', ':'])) {
-        let (before, after) =
-            line.split_once("counter packets ").or_else(|| line.split_once('[')).unwrap_or((line, ""));
-        let end = after.find([' ', ':']).unwrap_or(0);
-        counted += after[..end].parse().unwrap_or(0);
-        let after = after.split_once(['y', ']']).map_or(after, |(_, after)| after);
-        rest += &format!("{before}{after}\n");
+        let (before, packets, after) = if let Some((before, after)) = line.split_once("counter packets ") {
+            let mut words = after.splitn(4, ' ');
+            let packets = words.next();
+            (before, packets, words.nth(2))
+        } else if let Some((counts, after)) = line.strip_prefix('[').and_then(|line| line.split_once(']')) {
+            ("", counts.split(':').next(), Some(after))
+        } else {
+            (line, None, None)
+        };
+        counted += packets.and_then(|packets| packets.parse::<u64>().ok()).unwrap_or(0);
+        rest += &format!("{before}{}\n", after.unwrap_or_default());
     }
     (rest, counted)
+}
+
+fn pod_facts(node: &str, address: &str, labels: &Value) -> facts::Peer {
+    let object = json!({"metadata": {"labels": labels}, "spec": {"nodeName": node, "containers": []},
+        "status": {"phase": "Running", "podIPs": [{"ip": address}]}});
+    serde_json::from_value(object).unwrap()
 }
 
 impl Lab {
@@ -162,9 +175,7 @@ impl Lab {
     }
 
     fn put_pod(&mut self, name: &str, address: &str, labels: &Value) {
-        let object = json!({"metadata": {"labels": labels}, "spec": {"nodeName": "n1", "containers": []},
-            "status": {"phase": "Running", "podIPs": [{"ip": address}]}});
-        let facts: facts::Peer = serde_json::from_value(object).unwrap();
+        let facts = pod_facts("n1", address, labels);
         let local = LocalFacts {
             labels: facts.labels.clone(),
             addresses: facts.addresses.clone(),
@@ -175,6 +186,15 @@ impl Lab {
         let named = LocalName { namespace: "x".into(), name: name.into() };
         let mut effects = self.index.local_pod(&self.world, &named, Some(local));
         effects.extend(self.index.pod(&self.world, &addresses));
+        self.apply(&effects);
+    }
+
+    /// A pod of another node.
+    fn put_peer(&mut self, name: &str, address: &str, labels: &Value) {
+        let facts = pod_facts("n2", address, labels);
+        let addresses = facts.addresses.clone();
+        self.world.put_pod(PlainPod { namespace: "x".into(), name: name.into(), is_enrolled: false, facts });
+        let effects = self.index.pod(&self.world, &addresses);
         self.apply(&effects);
     }
 
