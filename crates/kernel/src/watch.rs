@@ -7,6 +7,7 @@
 //! read from a file of the namespace, inside; what is in those that there are, a third socket tells ([`legacy`]).
 
 mod events;
+mod lacks;
 mod legacy;
 mod probe;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use netns::Inside;
 use rustix::net::netlink::NETFILTER;
 
+use super::lacks::lacks;
 use crate::netlink::wire::{Message, MessageWriter};
 use crate::netlink::{
     Error, FilterOperation, NetlinkSocket, UnreadEvents, attach_filter, flags, is_port_of_ours,
@@ -115,7 +116,8 @@ pub(super) fn noticed(committed: &UnreadEvents, routing: &UnreadEvents) -> Notic
 
 /// Hears of the ends of transactions. What is in them is left out: a message for each element would not fit.
 pub(crate) fn open_netfilter(_: &Inside) -> Result<NetlinkSocket, Error> {
-    NetlinkSocket::keep(Some(NETFILTER), NFTABLES, |fd, port| {
+    let groups = if lacks("events") { 0 } else { NFTABLES };
+    NetlinkSocket::keep(Some(NETFILTER), groups, |fd, port| {
         attach_filter(fd, &generations_and_answers(port));
     })
 }
@@ -145,6 +147,9 @@ fn generations_and_answers(port: u32) -> [FilterOperation; 6] {
 }
 
 pub(super) fn generation(socket: &mut NetlinkSocket) -> Result<u32, Error> {
+    if lacks("generation") {
+        return Err(Error::Refused { text: None, source: rustix::io::Errno::INVAL.into() });
+    }
     let mut request = MessageWriter::with_capacity(32);
     request.message(uapi::GET, flags::REQUEST, 1, &[0; uapi::HEADER], |_| {});
     socket.ask(request.bytes(), |answer| {

@@ -391,6 +391,39 @@ fn pods_are_verified_by_turns_where_descriptors_are_few() {
     assert!(pods[1].is_redirected().unwrap());
 }
 
+/// Without numbers of transactions and without events: each look is a full comparison, and what others do is found by turns.
+#[test]
+fn pods_are_compared_in_full_by_turns_where_the_kernel_tells_nothing() {
+    let (mesh, agent, _ztunnel) =
+        Mesh::served_by(|agent| agent.env(SELDOM.0, "1s").env("ISTIO_CNI_KERNEL_LACKS", "generation,events"))
+            .unwrap();
+    let pod = mesh.running("mesh", "web", &[]).unwrap();
+    wait_in(&mesh, &pod).unwrap();
+    wait_verified(&agent, 1.0).unwrap();
+    for what in ["generation", "events", "culprits"] {
+        let tells = format!("istio_cni_verification_kernel_tells{{what=\"{what}\"}}");
+        assert_eq!(agent.metric(&tells).unwrap(), 0.0, "{what}");
+    }
+    agent.log().wait_for(&["this kernel does not tell whether rules were changed"], PATIENCE).unwrap();
+    let looks = |layer: &str, result: &str| {
+        let of = format!("istio_cni_verifications_total{{layer=\"{layer}\",result=\"{result}\"}}");
+        Ok::<_, anyhow::Error>(agent.metrics()?.value(&of))
+    };
+    let before = looks("full", "equal").unwrap();
+    eventually("it is compared at each turn", PATIENCE, || {
+        let full = looks("full", "equal")?;
+        ensure!(full >= before + 2.0, "{full}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(looks("cheap", "equal").unwrap(), 0.0);
+    nft(&pod, &["delete", "table", "inet", NAT]);
+    let text = "the rules of a pod differed and are put right";
+    let line = agent.log().wait_for(&[text, "pod=mesh/web"], PATIENCE).unwrap();
+    assert!(line.contains("culprit=unknown") && pod.is_redirected().unwrap(), "{line}");
+    wait_verified(&agent, 1.0).unwrap();
+}
+
 /// As many looks as nine hundred pods cost at the usual interval.
 #[test]
 fn pods_that_do_not_change_cost_little() {
