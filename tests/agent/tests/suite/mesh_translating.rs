@@ -153,7 +153,7 @@ fn works_whoever_came_first(nft: &str) {
     println!("the pod's own translation works after {:?}", began.elapsed());
     if nft == "false" {
         // Before programs of iptables have loaded another plan.
-        assert!(agent.log().text().contains("its rules come first"), "{}", agent.log().text());
+        agent.log().wait_for(&["its rules come first", "pod=default/new"], PATIENCE).unwrap();
     }
     eventually("the new pod's rules follow", PATIENCE, || {
         new.is_captured_but_for_its_own()?;

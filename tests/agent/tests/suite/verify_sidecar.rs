@@ -1,6 +1,7 @@
 //! Sidecar pods are verified as ambient ones are: each that should be captured, and no other, by what the plugin has loaded.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -253,6 +254,27 @@ fn each_pod_that_cannot_be_verified_has_its_own_reason() {
     let wrong = mesh.sandbox("default", "wrong").unwrap();
     mesh.process(901, young.netns.path(), &format!("/kubepods/pod{}/c", wrong.uid), 901).unwrap();
     mesh.node.api.set_pod(old(object(&wrong)));
+    // A process of the pod made the namespace, below the user namespace that is the pod's own.
+    let users = mesh.sandbox("default", "users").unwrap();
+    let inner = format!(
+        "ip link add eth0 type veth peer name peer0 && ip address add {}/32 dev eth0 && echo ready && exec sleep 60",
+        users.ip
+    );
+    let unshare = "unshare --user --map-root-user --net";
+    let mut inside = Command::new("sh")
+        .args(["-c", &format!("exec {unshare} {unshare} sh -c '{inner}'")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(inside.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let netns = format!("/proc/{}/ns/net", inside.id());
+    mesh.process(903, netns.as_ref(), &format!("/kubepods/pod{}/c", users.uid), 903).unwrap();
+    mesh.node.api.set_pod(old(object(&users)).with("/spec/hostUsers", false));
+    wait_unverified(&agent, "unverifiable", "user-namespace", 1.0);
+    inside.kill().unwrap();
+    inside.wait().unwrap();
     wait_unverified(&agent, "unverifiable", "sandbox", 2.0);
     wait_unverified(&agent, "unverifiable", "static-pod", 1.0);
     wait_unverified(&agent, "unverifiable", "no-namespace", 1.0);
@@ -260,7 +282,7 @@ fn each_pod_that_cannot_be_verified_has_its_own_reason() {
     wait_unverified(&agent, "unverifiable", "wrong-namespace", 1.0);
     wait_unverified(&agent, "starting", "", 1.0);
     assert_eq!(count(&agent, "verified", "mode=\"sidecar\""), 0.0);
-    assert_eq!(count(&agent, "expected", "mode=\"sidecar\""), 7.0);
+    assert_eq!(count(&agent, "expected", "mode=\"sidecar\""), 8.0);
 }
 
 /// It is found by the hash of its manifest, which is what its runtime knows.
