@@ -71,7 +71,6 @@ use crate::slots::Slots;
 use crate::verification::PodVerifier;
 pub(crate) use config::AmbientConfig;
 use evidence::Evidence;
-use failure::AmbientFailure;
 use host::HostSide;
 pub(crate) use host::open_host;
 use host_watch::HostWriters;
@@ -403,10 +402,6 @@ impl Ambient {
             }
             tokio::time::sleep(RETRY).await;
         }
-    }
-
-    fn host(&self) -> Result<&HostSide, AmbientFailure> {
-        self.node.host.get().ok_or(AmbientFailure::NotReady)
     }
 }
 

@@ -3,9 +3,16 @@
 use facts::PodRef;
 
 use super::Ambient;
+use super::failure::AmbientFailure;
+use super::host::HostSide;
 use crate::slots::{Task, UnfinishedAct};
 
 impl Ambient {
+    /// The node's namespace, when it is ready.
+    pub(super) fn host(&self) -> Result<&HostSide, AmbientFailure> {
+        self.node.host.get().ok_or(AmbientFailure::NotReady)
+    }
+
     /// Does an act in a pod's namespace.
     pub(super) async fn in_pod<T: Send + 'static>(
         &self,
