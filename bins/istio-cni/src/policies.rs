@@ -41,6 +41,8 @@ struct State {
     is_of_node: bool,
     /// What was known last.
     known: Option<PodIsolation>,
+    /// What the agent answered before anything guarded the pod; `Err` says why it is not in force.
+    early: Option<Result<PrepareAnswer, String>>,
     /// What the pod is guarded in, and by which backend.
     guarded: Option<(Isolation, Backend)>,
 }
@@ -76,8 +78,34 @@ impl Job {
     }
 
     /// The directions in which policies that were known last isolate the pod, and the layer that guards it, which comes before others.
+    ///
+    /// None where the agent has them in force at the node: nothing of the pod runs before the ADD is over, and a guard that goes again costs
+    /// milliseconds.
     pub(crate) fn guard(&self) -> Isolation {
-        if self.is_policed() { self.known().isolation } else { Isolation::default() }
+        if !self.is_policed() {
+            return Isolation::default();
+        }
+        let isolation = self.known().isolation;
+        if isolation.is_none() || self.is_in_force() { Isolation::default() } else { isolation }
+    }
+
+    /// Asks the agent, once.
+    fn is_in_force(&self) -> bool {
+        if self.policies.state().early.is_none() {
+            // The failure is told when the pod is guarded.
+            let answer = self.open_netns().map_err(|error| error.to_string());
+            let answer = answer.and_then(|netns| self.prepare(&netns));
+            self.policies.state().early = Some(answer);
+        }
+        matches!(&self.policies.state().early, Some(Ok(answer)) if is_at_node(answer))
+    }
+
+    /// Says where the pod is, and has its policies put into force.
+    fn prepare(&self, netns: &Netns) -> Result<PrepareAnswer, String> {
+        self.note_policed(netns);
+        self.progress.wait_for("the node agent to put the pod's policies into force");
+        let agent = sources::agent(&self.conf).ok_or("the run directory is not named by an absolute path")?;
+        agent.prepare(&self.request(), netns.as_fd(), LIMIT).map_err(|error| error.to_string())
     }
 
     /// The guard, as a layer.
@@ -109,13 +137,11 @@ impl Job {
             return Ok(PolicyOutcome::Off);
         }
         self.ensure_guard(&netns)?;
-        self.note_policed(&netns);
-        self.progress.wait_for("the node agent to put the pod's policies into force");
-        let answer = match sources::agent(&self.conf) {
-            Some(agent) => {
-                agent.prepare(&self.request(), netns.as_fd(), LIMIT).map_err(|error| error.to_string())
-            }
-            None => Err("the run directory is not named by an absolute path".to_owned()),
+        let early = self.policies.state().early.take();
+        let answer = match early {
+            Some(Ok(answer)) if !is_at_node(&answer) => self.prepare(&netns),
+            Some(early) => early,
+            None => self.prepare(&netns),
         };
         match answer {
             Ok(answer) => self.settle(&netns, answer),
@@ -287,6 +313,11 @@ impl Job {
             self.log.warn(&format!("{text}: {error}"), &[]);
         }
     }
+}
+
+/// Whether nothing in the pod's own namespace is to isolate it.
+fn is_at_node(answer: &PrepareAnswer) -> bool {
+    answer.in_force && answer.point == EnforcedAt::Node
 }
 
 /// No file: as if there were no policy.

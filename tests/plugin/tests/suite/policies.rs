@@ -274,7 +274,7 @@ fn where_nothing_is_enforced_or_known_no_pod_is_guarded() {
 
 /// It hears what it needs, and what it says comes after it is true.
 #[test]
-fn an_agent_that_has_the_policies_in_force_ends_the_guard() {
+fn where_the_agent_has_the_policies_in_force_no_guard_is_made() {
     for nftables in [true, false] {
         let scene = Scene::web(nftables);
         let agent = Double::start(&scene, in_force("node"));
@@ -289,7 +289,8 @@ fn an_agent_that_has_the_policies_in_force_ends_the_guard() {
             (&said["name"], &said["namespace"], &said["interface"]),
             (&json!("web"), &json!("default"), &json!("eth0"))
         );
-        assert_eq!((&said["addresses"], &said["guarded"]["ingress"]), (&json!(["10.77.0.2"]), &json!(true)));
+        // It is asked before anything guards the pod, and nothing has to.
+        assert_eq!((&said["addresses"], &said["guarded"]["ingress"]), (&json!(["10.77.0.2"]), &json!(false)));
         let (given, own) = (fstat(netns).unwrap(), scene.pod.netns().id());
         assert_eq!((given.st_dev, given.st_ino), (own.dev, own.ino));
 
