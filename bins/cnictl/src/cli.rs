@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
-use crate::{chain, conflicts, explain, node, pods, policy, render, shell};
+use crate::{audit, chain, conflicts, explain, node, pods, policy, render, shell};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
@@ -59,6 +59,7 @@ enum Verb {
     Conflicts(conflicts::ConflictsArgs),
     Restore(pods::RestoreArgs),
     Policy(policy::PolicyArgs),
+    Audit(audit::AuditArgs),
     Status(node::StatusArgs),
     Gc(chain::GcArgs),
     Uninstall(node::UninstallArgs),
@@ -85,6 +86,7 @@ impl Cli {
             Verb::Conflicts(args) => args.run(),
             Verb::Restore(args) => args.run(),
             Verb::Policy(args) => args.run(),
+            Verb::Audit(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Gc(args) => args.run(),
             Verb::Uninstall(args) => args.run(),

@@ -1,5 +1,6 @@
 //! `cnictl`: runs, renders and explains what the plugin does to a pod, and tells how it is installed.
 
+mod audit;
 mod chain;
 mod cli;
 mod configuration;

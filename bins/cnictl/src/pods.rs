@@ -24,7 +24,9 @@ mod view;
 pub(crate) use conflicting::ConflictsView;
 pub(crate) use diff::DiffArgs;
 pub(crate) use list::PodsArgs;
-pub(crate) use listing::{API_VERSION, Around, Column, ListArgs, NOTHING, PARTLY_UNKNOWN, ResourceList, ago};
+pub(crate) use listing::{
+    API_VERSION, Around, Column, ListArgs, NOTHING, OUT_OF_TIME, PARTLY_UNKNOWN, ResourceList, ago,
+};
 pub(crate) use live::{NodeProcesses, observe};
 pub(crate) use own::{LookedPod, now};
 pub(crate) use restore::RestoreArgs;

@@ -116,6 +116,15 @@ impl Events {
         }
     }
 
+    /// Writes a warning about a network policy, once: what it says is in the log, too.
+    pub(crate) async fn about_policy(&self, namespace: &str, name: &str, reason: &str, message: &str) {
+        let Some(writer) = &self.writer else { return };
+        let event = EventText { warning: true, reason, message, component: COMPONENT };
+        if let Err(error) = writer.create_policy_event(namespace, name, event).await {
+            self.log.debug(&error, &[]);
+        }
+    }
+
     fn is_quiet(&self) -> bool {
         self.quiet().is_some_and(|until| Instant::now() < until)
     }

@@ -4,17 +4,17 @@ mod answers;
 mod denials;
 mod node_point;
 mod pod_point;
+mod told;
 mod tunnels;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use enforcement::{PolicyStanding, StartedPod, StartedPods};
+use enforcement::{StartedPod, StartedPods};
 use facts::PodRef;
 use kernel::Change;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::health::{Health, HealthPart};
 use crate::policy_socket::PolicyHandle;
 use crate::run::Agent;
 
@@ -22,19 +22,8 @@ use answers::PolicyAnswers;
 pub(crate) use denials::{DenialParts, DenialReader};
 pub(crate) use node_point::{NodePoint, node_settings};
 pub(crate) use pod_point::{PodPointKeeper, PodPointParts, PodPolicyPoint};
+pub(crate) use told::PolicyTeller;
 pub(crate) use tunnels::PolicyTunnels;
-
-/// Keeps readiness as enforcing stands. What was in force once stays in the kernel, so that nothing is unready for a failure later.
-pub(crate) fn standing(health: Arc<Health>) -> Box<dyn Fn(&PolicyStanding) + Send + Sync> {
-    Box::new(move |standing| match standing {
-        PolicyStanding::InForce => health.ready(HealthPart::Policies),
-        _ if health.is_ready(HealthPart::Policies) => {}
-        PolicyStanding::NotListed => {
-            health.pending(HealthPart::Policies, &"not everything that policies go by is listed yet");
-        }
-        PolicyStanding::Failing(error) => health.pending(HealthPart::Policies, error),
-    })
-}
 
 /// Where plugins leave word of the pods that they start.
 pub(crate) fn started(run_dir: PathBuf) -> StartedPods {

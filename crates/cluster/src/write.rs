@@ -73,6 +73,23 @@ impl Writer {
         self.event(&operation, ("default", &self.node), about, text).await
     }
 
+    /// Creates an Event about a NetworkPolicy, in its namespace.
+    ///
+    /// # Errors
+    /// From the API server, or when it cannot be asked.
+    pub async fn create_policy_event(
+        &self,
+        namespace: &str,
+        name: &str,
+        text: EventText<'_>,
+    ) -> Result<(), Error> {
+        let operation = format!("create an Event about network policy {namespace}/{name}");
+        let about = json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "namespace": namespace, "name": name,
+        });
+        self.event(&operation, (namespace, name), about, text).await
+    }
+
     /// Creates an Event in a namespace about an object of a name.
     async fn event(
         &self,

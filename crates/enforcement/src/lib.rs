@@ -7,6 +7,7 @@
 mod changes;
 mod config;
 mod denials;
+mod news;
 mod pod_book;
 mod point;
 mod points;
@@ -31,6 +32,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use changes::Inbox;
 pub use config::{PointChoice, PolicyConfig, Unprepared};
 pub use denials::{CountedDenials, DenialBatch, DenialBook, DenialEvent, DenialEvents, DeniedPacket};
+pub use news::{PolicyCounts, PolicyNews, PolicyStanding};
 pub use pod_book::{PodBook, PodJob, SetContent, SetJob};
 pub use point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 use points::Points;
@@ -79,8 +81,8 @@ pub struct PolicyParts {
     pub pod_point: PointMaker,
     /// Points tell by it that somebody has committed rules where theirs are.
     pub disturbed: Arc<Notify>,
-    /// Is told how it stands, after each turn. It must not wait.
-    pub told: Box<dyn Fn(&PolicyStanding) + Send + Sync>,
+    /// Is told how it goes. It must not wait.
+    pub told: PolicyListener,
     /// Where lines go.
     pub log: Scope,
 }
@@ -90,19 +92,11 @@ pub type StartedPods = Arc<dyn Fn() -> Vec<StartedPod> + Send + Sync>;
 /// Says which pods are in ambient mode, where the tunnel is judged inside.
 pub type TunnelledPods = Arc<dyn Fn() -> Option<Vec<PodRef>> + Send + Sync>;
 
+/// Hears how enforcing goes.
+pub type PolicyListener = Arc<dyn Fn(PolicyNews<'_>) + Send + Sync>;
+
 /// Makes a point.
 pub type PointMaker = Box<dyn Fn() -> Box<dyn PolicyPoint> + Send + Sync>;
-
-/// How enforcing stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PolicyStanding {
-    /// Not all lists are complete; nothing is opened or closed.
-    NotListed,
-    /// Policies are in force as they are now.
-    InForce,
-    /// A kernel did not take all of it, and it is tried again.
-    Failing(String),
-}
 
 /// Enforces the policies of this node's pods. Clones ask the same task.
 #[derive(Clone)]
@@ -265,8 +259,9 @@ impl Policies {
     }
 
     fn state(&self) -> PolicyState {
-        let PolicyParts { config, node, manifests, started, node_point, pod_point, log, .. } = &*self.parts;
-        let points = Points::new(config.point, node_point(), pod_point(), log.clone());
+        let PolicyParts { config, node, manifests, started, node_point, pod_point, told, log, .. } =
+            &*self.parts;
+        let points = Points::new(config.point, node_point(), pod_point(), told.clone(), log.clone());
         PolicyState::new(self.sources.clone(), started.clone(), LocalPods::new(node, *manifests), points)
     }
 
@@ -339,7 +334,7 @@ impl Policies {
                 PolicyStanding::Failing(error)
             }
         };
-        told(&standing);
+        told(PolicyNews::Standing(&standing));
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
     }
 }

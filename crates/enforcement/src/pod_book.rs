@@ -205,6 +205,15 @@ impl PodBook {
         self.pods.iter().filter(|(_, pod)| pod.rules.is_some()).map(|(name, _)| name)
     }
 
+    /// How many pods are to have rules that they are not known to have.
+    pub fn waiting(&self) -> usize {
+        let waits = |pod: &&BookedPod| match (&pod.rules, &pod.loaded) {
+            (Some(rules), Some(Some(loaded))) => !Arc::ptr_eq(rules, loaded),
+            (rules, _) => rules.is_some(),
+        };
+        self.pods.values().filter(waits).count()
+    }
+
     /// Says what a pod is to have. Whether that is something else than before.
     fn set_pod(
         &mut self,

@@ -3,7 +3,9 @@
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 use telemetry::Scope;
 
+use super::PolicyListener;
 use super::config::PointChoice;
+use super::news::PolicyNews;
 use super::point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 
 /// Both points. Sets and classes are kept at both, a pod's rules at its own.
@@ -11,6 +13,7 @@ pub(super) struct Points {
     choice: PointChoice,
     node: Box<dyn PolicyPoint>,
     pod: Box<dyn PolicyPoint>,
+    told: PolicyListener,
     log: Scope,
 }
 
@@ -19,17 +22,28 @@ impl Points {
         choice: PointChoice,
         node: Box<dyn PolicyPoint>,
         pod: Box<dyn PolicyPoint>,
+        told: PolicyListener,
         log: Scope,
     ) -> Self {
-        Self { choice, node, pod, log }
+        Self { choice, node, pod, told, log }
     }
 
-    /// Where the policies of a pod are enforced.
-    pub(super) fn of(&self, _pod: &LocalName) -> EnforcementPoint {
+    /// Who hears how enforcing goes.
+    pub(super) fn tell(&self, news: PolicyNews<'_>) {
+        (self.told)(news);
+    }
+
+    /// Where the policies of pods are enforced that are not known.
+    pub(super) fn usual(&self) -> EnforcementPoint {
         match self.choice {
             PointChoice::Auto | PointChoice::Node => EnforcementPoint::Node,
             PointChoice::Pod => EnforcementPoint::Pod,
         }
+    }
+
+    /// Where the policies of a pod are enforced.
+    pub(super) fn of(&self, _pod: &LocalName) -> EnforcementPoint {
+        self.usual()
     }
 
     /// See [`PolicyPoint::adopt`].
@@ -47,6 +61,7 @@ impl Points {
             if point.verify(index, look)? {
                 let text = "rules of policies were not as they should be, and are again; something else on this node changes them";
                 self.log.warn(text, &[("point", &at.name())]);
+                (self.told)(PolicyNews::Repaired(at, look));
             }
         }
         Ok(())

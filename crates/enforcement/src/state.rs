@@ -1,29 +1,32 @@
 //! Turns what watches and plugins tell into effects, and gives these to where policies are enforced.
 
 mod known;
+mod prepared;
+mod told;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use cluster::news::ObjectKey;
 use cluster::{Cluster, Objects, Peers, Shared};
-use facts::{LabelSet, NetworkPolicy, PodRef};
-use policy::index::{LocalFacts, LocalName, PodClasses, PolicyEffect, PolicyIndex, TunnelJudge};
+use facts::{NetworkPolicy, PodRef};
+use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex, TunnelJudge};
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
-use rundir::denials::DenialRecord;
 use tokio::sync::{oneshot, watch};
 
 use super::StartedPods;
 use super::TunnelledPods;
 use super::changes::{Changes, Inbox};
-use super::denials::{DenialBatch, LoggedClasses, join};
+use super::denials::LoggedClasses;
+use super::news::PolicyNews;
 use super::point::{EnforcementPoint, PointError, PointLook};
 use super::points::Points;
 use super::tunnels::{TunnelEntry, Tunnels};
 use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
 
 pub use known::KnownPolicies;
+pub use prepared::{NotPrepared, PodToPrepare, PreparedPod};
 
 /// What the watches fill.
 pub(super) struct PolicySources {
@@ -51,6 +54,8 @@ pub(super) struct PolicyState {
     behind: bool,
     /// What rules log is known by.
     logged: LoggedClasses,
+    /// Policies with entries that do not count: their generations, and how many entries.
+    refused: BTreeMap<ObjectKey, (u64, usize)>,
     /// Pods whose addresses a plugin told and that nobody else knows, as it was when this was looked at last.
     unknown: BTreeSet<ObjectKey>,
 }
@@ -64,40 +69,6 @@ pub(super) enum FollowStage {
     Idle,
     /// Each change is followed.
     Follows,
-}
-
-/// A pod as a plugin tells it before it starts.
-#[derive(Debug, Clone)]
-pub struct PodToPrepare {
-    /// Which.
-    pub pod: PodRef,
-    /// Its labels.
-    pub labels: LabelSet,
-    /// Its addresses in the cluster's network.
-    pub addresses: Vec<IpAddr>,
-}
-
-/// What was done for a pod before it starts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PreparedPod {
-    /// The policies that select it.
-    pub classes: PodClasses,
-    /// Where they are enforced.
-    pub point: EnforcementPoint,
-}
-
-/// Why a pod is not prepared.
-#[derive(Debug, thiserror::Error)]
-pub enum NotPrepared {
-    /// At the start.
-    #[error("the policies of the cluster are not listed yet")]
-    NotListed,
-    /// The kernel did not take its rules.
-    #[error("load the rules of its policies: {0}")]
-    Point(#[from] PointError),
-    /// The task that does it is gone.
-    #[error("policies are not enforced any more; the agent ends")]
-    Ended,
 }
 
 // === impl PolicyState ===
@@ -121,6 +92,7 @@ impl PolicyState {
             stage: FollowStage::Lists,
             behind: true,
             logged: LoggedClasses::default(),
+            refused: BTreeMap::new(),
             unknown: BTreeSet::new(),
         }
     }
@@ -214,13 +186,6 @@ impl PolicyState {
         }
     }
 
-    /// Says whose packets were denied, and by which policies.
-    pub(super) fn denied(&self, batch: &DenialBatch) -> Vec<DenialRecord> {
-        let peers = self.sources.peers.read();
-        let world = world(&peers, &self.local, &self.namespaces);
-        join(batch, &world, self.local.own_node(), (&self.index, &self.logged))
-    }
-
     /// Forgets pods that never came to be: nobody has known them twice in a row. And classes that are gone as long.
     pub(super) fn sweep(&mut self) {
         self.logged.sweep(&self.index);
@@ -293,11 +258,15 @@ impl PolicyState {
         self.logged.note_all(&self.index);
         self.stage = FollowStage::Follows;
         self.behind = true;
+        let keys: Vec<ObjectKey> =
+            policies.iter().map(|(namespace, name, _)| ObjectKey::new(namespace, name)).collect();
+        drop((peers, policies));
+        keys.iter().for_each(|key| self.note_refused(key));
     }
 
     /// Acts upon what changed.
     fn follow(&mut self) {
-        let Changes { policies, namespaces, pods, tunnels, .. } = self.sources.inbox.take();
+        let Changes { policies, namespaces, pods, tunnels, since } = self.sources.inbox.take();
         for key in tunnels {
             if self.tunnels.loaded(&key) {
                 self.pod(&key, &[]);
@@ -318,6 +287,9 @@ impl PolicyState {
             let effects = self.index.namespace(&world, &name);
             drop(peers);
             self.apply(&effects);
+        }
+        if let Some(since) = since.filter(|_| !self.behind) {
+            self.points.tell(PolicyNews::InKernel(since.elapsed()));
         }
     }
 
@@ -341,8 +313,10 @@ impl PolicyState {
             let facts = pod.as_ref().map(|pod| local_facts(pod, &self.tunnels));
             effects.extend(self.index.local_pod(&world, &name, facts));
         }
+        let created = peers.get(&key.namespace, &key.name).map(|view| view.created());
         drop(peers);
         self.apply(&effects);
+        self.tell_peer(created, &effects);
         self.tunnels.answer(key);
     }
 
@@ -353,6 +327,7 @@ impl PolicyState {
         let effects = self.index.policy(&world, &policy_name(&key.namespace, &key.name), terms);
         drop((peers, policies));
         self.apply(&effects);
+        self.note_refused(key);
     }
 
     fn apply(&mut self, effects: &[PolicyEffect]) {
@@ -365,6 +340,9 @@ impl PolicyState {
 
     /// Looks at what the kernel has.
     pub(super) fn verify(&mut self, look: PointLook) -> Result<(), PointError> {
+        if look == PointLook::Everything {
+            self.count();
+        }
         if self.behind || self.stage == FollowStage::Lists {
             return Ok(());
         }
@@ -377,6 +355,7 @@ impl PolicyState {
         if self.behind {
             self.points.adopt(&self.index)?;
             self.behind = false;
+            self.count();
         }
         Ok(())
     }

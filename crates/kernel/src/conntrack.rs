@@ -5,6 +5,7 @@
 //! such packets pass as they are.
 
 mod entries;
+mod flows;
 
 use std::io;
 
@@ -15,6 +16,7 @@ use crate::sysctl;
 #[cfg(test)]
 pub(crate) use entries::tests::read as read_entries;
 pub use entries::{EntriesError, Redirected, are_tracked, forget};
+pub use flows::{TrackedFlow, flows, forget_flows};
 
 /// `net.netfilter.nf_conntrack_tcp_loose` (Documentation/networking/nf_conntrack-sysctl.rst). Each namespace has its own.
 const LOOSE: &str = "net/netfilter/nf_conntrack_tcp_loose";

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
-use prometheus::IntCounterVec;
+use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
 
 use super::register::Register;
 
@@ -17,6 +18,14 @@ const MAX_NAME: usize = 256;
 /// All of it.
 pub(super) struct PolicyMetrics {
     denied: IntCounterVec,
+    pods: IntGaugeVec,
+    guarded: IntGaugeVec,
+    elements: IntGaugeVec,
+    invalid: IntGaugeVec,
+    unresolved: IntGaugeVec,
+    repairs: IntCounterVec,
+    programming: HistogramVec,
+    peer_lag: HistogramVec,
     /// Direction, namespace and policies of those that have a series.
     sets: Mutex<BTreeSet<[String; 3]>>,
 }
@@ -28,6 +37,46 @@ impl PolicyMetrics {
                 "istio_cni_policy_denied_total",
                 "Packets that network policies denied, by direction, namespace of the pod and the policies that select it",
                 &["direction", "namespace", "policy_set"],
+            )?,
+            pods: make.gauges(
+                "istio_cni_policy_pods",
+                "Pods of this node by where their network policies are enforced, and whether any isolates them",
+                &["point", "state"],
+            )?,
+            guarded: make.gauges(
+                "istio_cni_policy_guarded_pods",
+                "Isolated pods whose own rules are not loaded yet, or not known to be",
+                &[],
+            )?,
+            elements: make.gauges(
+                "istio_cni_policy_elements",
+                "Addresses, and addresses with ports, that rules of network policies look packets up in",
+                &["kind"],
+            )?,
+            invalid: make.gauges(
+                "istio_cni_policy_invalid_entries",
+                "Entries of network policies that an API server would refuse, so that they match nothing",
+                &[],
+            )?,
+            unresolved: make.gauges(
+                "istio_cni_policy_unresolved_names",
+                "Names of ports in network policies that no pod has, so that they match nothing",
+                &[],
+            )?,
+            repairs: make.counters(
+                "istio_cni_policy_repairs_total",
+                "Times that rules of network policies were not as they should be and were put right",
+                &["reason"],
+            )?,
+            programming: make.histograms(
+                "istio_cni_policy_programming_seconds",
+                "Seconds from an event until the kernel has what it changes",
+                &[],
+            )?,
+            peer_lag: make.histograms(
+                "istio_cni_policy_peer_lag_seconds",
+                "Seconds from the creation of a pod of the cluster until rules here know its address",
+                &[],
             )?,
             sets: Mutex::default(),
         })
@@ -47,4 +96,46 @@ impl super::Metrics {
         }
         self.policy.denied.with_label_values(&labels).inc_by(packets);
     }
+
+    /// Rules of policies were put right.
+    pub fn policy_repaired(&self, reason: &str) {
+        self.policy.repairs.with_label_values(&[reason]).inc();
+    }
+
+    /// An event is in the kernel.
+    pub fn policy_in_kernel(&self, after: Duration) {
+        self.policy.programming.with_label_values::<&str>(&[]).observe(after.as_secs_f64());
+    }
+
+    /// A pod of the cluster is known to rules.
+    pub fn policy_peer_known(&self, after: Duration) {
+        self.policy.peer_lag.with_label_values::<&str>(&[]).observe(after.as_secs_f64());
+    }
+
+    /// So many pods wait for their rules.
+    pub fn policy_guarded(&self, pods: usize) {
+        self.policy.guarded.with_label_values::<&str>(&[]).set(number(pods));
+    }
+
+    /// So many pods are isolated or not, by where policies are enforced.
+    pub fn policy_pods(&self, counts: impl Iterator<Item = (&'static str, bool, usize)>) {
+        self.policy.pods.reset();
+        for (point, is_isolated, pods) in counts {
+            let state = if is_isolated { "isolated" } else { "open" };
+            self.policy.pods.with_label_values(&[point, state]).set(number(pods));
+        }
+    }
+
+    /// So many elements are in sets, and so many entries of policies mean nothing.
+    pub fn policy_entries(&self, peers: usize, named_ports: usize, refused: usize, unresolved: usize) {
+        for (kind, count) in [("peers", peers), ("ports", named_ports)] {
+            self.policy.elements.with_label_values(&[kind]).set(number(count));
+        }
+        self.policy.invalid.with_label_values::<&str>(&[]).set(number(refused));
+        self.policy.unresolved.with_label_values::<&str>(&[]).set(number(unresolved));
+    }
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }

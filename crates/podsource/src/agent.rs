@@ -10,11 +10,12 @@ use capture::Pod;
 use facts::{Facts, PodRef};
 use http1::unix::Passing;
 use http1::{Connection, Deadline};
+use rundir::denials::{DenialsReport, MAX_DENIALS_BYTES};
 use rundir::pods::{ConflictsReport, MAX_PODS_BYTES, PodsReport, RestoreReport, RestoreRequest};
 use rundir::policy::{MAX_POLICY_STATE, PolicyStateReport, PrepareAnswer, PrepareRequest, ReleaseRequest};
 use rundir::{
-    AgentStatus, CONFLICTS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, POLICY_STATE_PATH, PREPARE_PATH,
-    RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH, facts_file,
+    AgentStatus, CONFLICTS_PATH, DENIALS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, POLICY_STATE_PATH,
+    PREPARE_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH, facts_file,
 };
 use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
@@ -151,6 +152,15 @@ impl AgentSource {
     /// As [`Self::pods`].
     pub fn policies(&self, limit: Duration) -> Result<PolicyStateReport, Error> {
         self.question("get the policies", ("GET", POLICY_STATE_PATH), None, MAX_POLICY_STATE, limit)
+    }
+
+    /// What it has heard of denied packets; only records with a higher number than `after`.
+    ///
+    /// # Errors
+    /// As [`Self::pods`]; one that enforces no policies knows of none.
+    pub fn denials(&self, after: u64, limit: Duration) -> Result<DenialsReport, Error> {
+        let path = format!("{DENIALS_PATH}?after={after}");
+        self.question("get what was denied", ("GET", &path), None, MAX_DENIALS_BYTES, limit)
     }
 
     fn question<T: DeserializeOwned>(

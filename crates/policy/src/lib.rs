@@ -34,6 +34,6 @@ pub use plain::{PlainKind, PlainPod, PlainWorld};
 pub use services::{MixedService, ServiceVerdicts, service_verdicts};
 pub use terms::{PolicyName, PolicyTerms, RuleTerms, Section, TrafficDirection};
 pub use verdict::{
-    FlowVerdict, Ground, Judgement, MissedPart, RuleMiss, RuleRef, nearest_miss, rule_misses, verdict,
+    FlowVerdict, Ground, Judgement, MissedPart, RuleMiss, RuleRef, denies, nearest_miss, rule_misses, verdict,
 };
 pub use world::{PolicyPod, PolicyWorld, ServiceAddress, ServiceWorld, World};

@@ -123,6 +123,30 @@ pub(crate) fn may_reach<W: World>(world: &W, class: &[&PolicyTerms], peer: IpAdd
     Judgement::from(end.decide(class, traffic).0).is_allowed()
 }
 
+/// Whether policies deny a connection at the end of a pod that they select, in the order in which they are judged. What is not said of it is that it
+/// goes through a tunnel, or comes from the pod's own node.
+pub fn denies<W: World>(
+    world: &W,
+    direction: TrafficDirection,
+    class: &[&PolicyTerms],
+    flow: &PolicyFlow,
+) -> bool {
+    let [source, destination] = [flow.source, flow.destination].map(|address| world.pod_at(address));
+    let (own, peer) = match direction {
+        TrafficDirection::Egress => ((flow.source, &source), (flow.destination, &destination)),
+        TrafficDirection::Ingress => ((flow.destination, &destination), (flow.source, &source)),
+    };
+    let end = End {
+        world,
+        direction,
+        peer: peer.0,
+        peer_pod: peer.1.as_ref(),
+        own: own.1.as_ref().map(|pod| (own.0, pod)),
+        destination: destination.as_ref(),
+    };
+    !Judgement::from(end.decide(class, flow.traffic).0).is_allowed()
+}
+
 fn is_same(one: &impl PolicyPod, other: &impl PolicyPod) -> bool {
     (one.namespace(), one.name()) == (other.namespace(), other.name())
 }

@@ -25,6 +25,7 @@ use crate::finder::{self, FindFailure, Finder, wanted_netns};
 use crate::pods::{self, Reconcile};
 use crate::slots::{Slots, Task};
 use failure::PodPointFailure;
+use metrics::Metrics;
 
 /// On how many pods it is worked at once.
 const PLACES: usize = 4;
@@ -46,6 +47,7 @@ pub(crate) struct PodPointParts {
     pub(crate) started: StartedPods,
     /// The node's procfs.
     pub(crate) proc_root: PathBuf,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Scope,
 }
 
@@ -96,6 +98,7 @@ impl PolicyPoint for PodPolicyPoint {
         }
         let touched = book.adopt(index, node, pods);
         drop(book);
+        self.keeper.count_waiting();
         touched.iter().for_each(|name| self.keeper.queue.push(pod_of(name)));
         Ok(())
     }
@@ -107,6 +110,7 @@ impl PolicyPoint for PodPolicyPoint {
         pods: &dyn Fn(&LocalName) -> bool,
     ) -> Result<(), PointError> {
         let touched = self.keeper.book().apply(effects, index, pods);
+        self.keeper.count_waiting();
         touched.iter().for_each(|name| self.keeper.queue.push(pod_of(name)));
         Ok(())
     }
@@ -166,6 +170,11 @@ impl PodPointKeeper {
     /// Works until it is aborted.
     pub(crate) async fn live(self: Arc<Self>) {
         pods::work(self).await;
+    }
+
+    fn count_waiting(&self) {
+        let waiting = self.book().waiting();
+        self.parts.metrics.policy_guarded(waiting);
     }
 
     fn book(&self) -> MutexGuard<'_, PodBook> {
@@ -263,6 +272,7 @@ impl PodPointKeeper {
                 "the rules of a pod's policies differed from what is wanted; they are put right",
                 &[("pod", &key)],
             );
+            self.parts.metrics.policy_repaired("pod");
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The parts of an agent, each with what it needs of the others.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::{Cluster, Writer};
@@ -16,8 +16,8 @@ use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
 use crate::policy::{
-    DenialParts, DenialReader, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, PolicyTunnels,
-    node_settings, standing, started,
+    DenialParts, DenialReader, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, PolicyTeller,
+    PolicyTunnels, node_settings, started,
 };
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
@@ -110,10 +110,18 @@ impl SharedParts<'_> {
             kernel_network_runtime_classes: self.config.kernel_network_runtime_classes.clone(),
             started: started(self.config.run_dir.clone()),
             proc_root: self.config.proc_root.clone(),
+            metrics: self.metrics.clone(),
             log: log.clone(),
         });
         let (pod_point, tunnelled) = (keeper.clone(), mesh.clone());
         let judges_tunnel = policy.judges_tunnel;
+        let teller = PolicyTeller {
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            events: self.events.clone(),
+            log: log.clone(),
+            written: Mutex::default(),
+        };
         let parts = PolicyParts {
             tunnels: Arc::new(move || match judges_tunnel {
                 true => tunnelled.tunnelled(KNOWN_LIMIT),
@@ -127,7 +135,7 @@ impl SharedParts<'_> {
             node_point: Box::new(node_point),
             pod_point: Box::new(move || Box::new(PodPolicyPoint::new(pod_point.clone()))),
             disturbed,
-            told: standing(self.health.clone()),
+            told: teller.listener(),
             log,
         };
         let policies = Policies::new(parts, watches);

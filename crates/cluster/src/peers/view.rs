@@ -80,6 +80,11 @@ impl<'a> PeerView<'a> {
         self.peers.texts.get(self.slot.node)
     }
 
+    /// When it was created, see [`Peer::created`].
+    pub fn created(&self) -> u64 {
+        self.slot.created
+    }
+
     /// Which of its name.
     pub fn uid(&self) -> Uid {
         self.slot.uid

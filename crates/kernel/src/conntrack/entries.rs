@@ -19,11 +19,11 @@ use crate::netlink::wire::{Attributes, Message, MessageWriter};
 use crate::netlink::{self, NetlinkSocket, flags};
 
 /// `NFNL_SUBSYS_CTNETLINK` as the upper byte of a message's type, with `IPCTNL_MSG_CT_GET`, `_DELETE` and `_GET_STATS`.
-const GET: u16 = 1 << 8 | 1;
+pub(super) const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
 const GET_STATS: u16 = 1 << 8 | 5;
 /// Length of `struct nfgenmsg`: family, version, resource.
-const HEADER: usize = 4;
+pub(super) const HEADER: usize = 4;
 /// `CTA_*` of `linux/netfilter/nfnetlink_conntrack.h`.
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
@@ -48,8 +48,8 @@ const NESTED: u16 = 0x8000;
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} in the namespace")]
 pub struct EntriesError {
-    operation: &'static str,
-    source: netlink::Error,
+    pub(super) operation: &'static str,
+    pub(super) source: netlink::Error,
 }
 
 /// A connection, or a flow of datagrams, that was redirected to a port of this namespace.
@@ -65,6 +65,12 @@ pub struct Redirected {
     pub port: u16,
     /// As whom they see the client who take it there: the kernel gives it another port where two connections have the same one.
     pub seen_as: SocketAddr,
+    key: EntryKey,
+}
+
+/// Names an entry to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EntryKey {
     family: u8,
     tuple: Vec<u8>,
     id: Option<Vec<u8>>,
@@ -86,7 +92,7 @@ pub fn forget(_: &Inside, ports: &[u16], stays: impl Fn(&Redirected) -> bool) ->
     }
     let mut removed = 0;
     for entry in list(&mut socket, ports)?.iter().filter(|entry| !stays(entry)) {
-        removed += usize::from(remove(&mut socket, entry)?);
+        removed += usize::from(remove(&mut socket, &entry.key)?);
     }
     Ok(removed)
 }
@@ -125,7 +131,7 @@ pub fn are_tracked(
 }
 
 /// How many entries the namespace has, if the kernel tells.
-fn count(socket: &mut NetlinkSocket) -> Option<u32> {
+pub(super) fn count(socket: &mut NetlinkSocket) -> Option<u32> {
     let mut writer = MessageWriter::default();
     writer.message(GET_STATS, flags::REQUEST | flags::ACK, 1, &[0; HEADER], |_| {});
     let mut entries = None;
@@ -157,7 +163,7 @@ fn list(socket: &mut NetlinkSocket, ports: &[u16]) -> Result<Vec<Redirected>, En
 }
 
 /// Whether it was still there.
-fn remove(socket: &mut NetlinkSocket, entry: &Redirected) -> Result<bool, EntriesError> {
+pub(super) fn remove(socket: &mut NetlinkSocket, entry: &EntryKey) -> Result<bool, EntriesError> {
     let mut writer = MessageWriter::default();
     let header = [entry.family, 0, 0, 0];
     writer.message(DELETE, flags::REQUEST | flags::ACK, 1, &header, |w| {
@@ -180,25 +186,36 @@ fn remove(socket: &mut NetlinkSocket, entry: &Redirected) -> Result<bool, Entrie
 
 impl Redirected {
     fn read(message: &Message<'_>) -> Option<Self> {
-        let family = *message.payload.first()?;
+        let attributes = message.attributes(HEADER);
+        let changed = attributes.find(STATUS)?.be32()? & DESTINATION_CHANGED != 0;
+        let (protocol, client, to) = ends(attributes.find(TUPLE_ORIGINAL)?.nested())?;
+        let (_, answering, seen_as) = ends(attributes.find(TUPLE_REPLY)?.nested())?;
+        let key = EntryKey::read(message)?;
+        changed.then(|| Self { protocol, client, to, port: answering.port(), seen_as, key })
+    }
+}
+
+// === impl EntryKey ===
+
+impl EntryKey {
+    pub(super) fn read(message: &Message<'_>) -> Option<Self> {
         let attributes = message.attributes(HEADER);
         let own = |kind: u16| attributes.find(kind).map(|a| a.data.to_vec());
-        let changed = attributes.find(STATUS)?.be32()? & DESTINATION_CHANGED != 0;
-        let tuple = attributes.find(TUPLE_ORIGINAL)?;
-        let (protocol, client, to) = ends(tuple.nested())?;
-        let (_, answering, seen_as) = ends(attributes.find(TUPLE_REPLY)?.nested())?;
-        changed.then(|| Self {
-            protocol,
-            client,
-            to,
-            port: answering.port(),
-            seen_as,
-            family,
-            tuple: tuple.data.to_vec(),
+        Some(Self {
+            family: *message.payload.first()?,
+            tuple: own(TUPLE_ORIGINAL)?,
             id: own(ID),
             zone: own(ZONE),
         })
     }
+}
+
+/// Who began a connection, and who answers it, whatever address was asked for; with the protocol's number.
+pub(super) fn real_ends(message: &Message<'_>) -> Option<(u8, SocketAddr, SocketAddr)> {
+    let attributes = message.attributes(HEADER);
+    let (protocol, client, _) = ends(attributes.find(TUPLE_ORIGINAL)?.nested())?;
+    let (_, answering, _) = ends(attributes.find(TUPLE_REPLY)?.nested())?;
+    Some((protocol, client, answering))
 }
 
 /// Protocol, source and destination of one direction.

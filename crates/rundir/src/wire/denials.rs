@@ -13,6 +13,9 @@ pub const DENIAL_SCHEMA: &str = "istio-cni.audit/v1";
 /// `type` of a record.
 pub const POLICY_VIOLATION: &str = "policy_violation";
 
+/// Largest report: some thousand records, each with the names of many policies.
+pub const MAX_DENIALS_BYTES: usize = 32 << 20;
+
 /// The records that an agent keeps, or the newer ones of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

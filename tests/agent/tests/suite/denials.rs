@@ -11,6 +11,8 @@ use testkit::mesh::{Mesh, MeshPod};
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Agent, PATIENCE, eventually, http};
 
+use crate::mesh_render::cnictl;
+
 const TABLE: &str = "istio-policy-mangle";
 /// Of the policy in the tests.
 const SERIES: &str =
@@ -155,6 +157,12 @@ fn what_policies_deny_is_told_by_name_and_counted_to_the_last_packet() {
         Ok(())
     })
     .unwrap();
+    let (exit, table, error) = cnictl(&mesh, "audit tail -n 1").unwrap();
+    let row = table.lines().nth(1).unwrap_or_default();
+    assert!(table.starts_with("TIME") && row.contains("default/closed"), "{exit:?} {table} {error}");
+    let (exit, lines, error) = cnictl(&mesh, "audit tail -n 4096 -o json").unwrap();
+    let first: Value = serde_json::from_str(lines.lines().next().unwrap_or_default()).unwrap();
+    assert_eq!((exit, &first), (Some(0), &records(&mesh).unwrap()[0]), "{error}");
     eventually("an Event is written", PATIENCE, || {
         let events = mesh.node.api.events();
         let of = |event: &&Value| event["reason"] == "NetworkPolicyDenied";
@@ -165,4 +173,55 @@ fn what_policies_deny_is_told_by_name_and_counted_to_the_last_packet() {
         Ok(())
     })
     .unwrap();
+}
+
+/// What another program flushes is back at once; entries that mean nothing, names that nobody has, and how long all of it takes is told.
+#[test]
+fn how_enforcing_goes_is_counted_and_told() {
+    let mesh = Mesh::new().unwrap();
+    let ports = json!([{"port": 8080}, {"port": "nobody-has-it"}, {"port": 9, "endPort": 3}]);
+    let spec = json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {}}], "ports": ports}]});
+    set_policy(&mesh, &spec);
+    let web = mesh.running("default", "web", &[("app", "web")]).unwrap();
+    mesh.running("default", "client", &[("app", "client")]).unwrap();
+    let agent = agent(&mesh);
+    wait_isolated(&mesh, &web);
+    let counted = |series: &str| agent.metric(&format!("istio_cni_policy_{series}")).unwrap();
+    eventually("the pods are counted", PATIENCE, || {
+        let found = [
+            r#"pods{point="node",state="isolated"}"#,
+            r#"pods{point="node",state="open"}"#,
+            r#"elements{kind="peers"}"#,
+            "invalid_entries",
+            "unresolved_names",
+        ]
+        .map(counted);
+        ensure!(found == [1.0, 1.0, 2.0, 1.0, 1.0], "{found:?}");
+        Ok(())
+    })
+    .unwrap();
+    let reason = |reason: &str| {
+        let of = |event: &Value| event["reason"] == reason;
+        mesh.node.api.events().into_iter().find(of).with_context(|| format!("no Event {reason}"))
+    };
+    let event = eventually("an Event about the policy", PATIENCE, || reason("NetworkPolicyInvalidEntries"));
+    let event = event.unwrap();
+    assert_eq!(event["involvedObject"]["name"], "closed", "{event}");
+    assert!(event["message"].as_str().unwrap().starts_with("1 entry matches nothing"), "{event}");
+    let began = std::time::Instant::now();
+    mesh.host.nft("flush ruleset").unwrap();
+    wait_isolated(&mesh, &web);
+    println!("flushed rules were back within {:?}", began.elapsed());
+    eventually("the repair is counted", PATIENCE, || {
+        let repairs = counted(r#"repairs_total{reason="commit"}"#);
+        ensure!(repairs == 1.0, "{repairs}");
+        Ok(())
+    })
+    .unwrap();
+    let event = eventually("an Event about the node", PATIENCE, || reason("NetworkPolicyRulesRepaired"));
+    assert_eq!(event.unwrap()["involvedObject"]["kind"], "Node");
+    let other = mesh.running("default", "other", &[("app", "web")]).unwrap();
+    wait_isolated(&mesh, &other);
+    assert!(counted("programming_seconds_count") >= 1.0);
 }

@@ -1,0 +1,104 @@
+//! What is told of the enforcement of policies: readiness, metrics, Events.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use enforcement::{EnforcementPoint, PointLook, PolicyListener, PolicyNews, PolicyStanding};
+use facts::NetworkPolicy;
+use telemetry::Scope;
+
+use crate::events::Events;
+use crate::health::{Health, HealthPart};
+use metrics::Metrics;
+
+/// `reason` of Events about the node and about policies.
+const REPAIRED: &str = "NetworkPolicyRulesRepaired";
+const INVALID: &str = "NetworkPolicyInvalidEntries";
+/// Pause between two Events about the node; every repair is counted and in the log.
+const BETWEEN_EVENTS: Duration = Duration::from_secs(60);
+
+/// Who hears of it.
+pub(crate) struct PolicyTeller {
+    pub(crate) health: Arc<Health>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) log: Scope,
+    /// When an Event about the node was written last.
+    pub(crate) written: Mutex<Option<Instant>>,
+}
+
+impl PolicyTeller {
+    pub(crate) fn listener(self) -> PolicyListener {
+        Arc::new(move |news| self.hear(news))
+    }
+
+    fn hear(&self, news: PolicyNews<'_>) {
+        let metrics = &self.metrics;
+        match news {
+            PolicyNews::Standing(standing) => self.standing(standing),
+            PolicyNews::InKernel(after) => metrics.policy_in_kernel(after),
+            PolicyNews::PeerKnown(after) => metrics.policy_peer_known(after),
+            PolicyNews::Repaired(at, look) => self.repaired(at, look),
+            PolicyNews::Refused { policy, selects } => self.refused(policy, selects),
+            PolicyNews::Counted(counts) => {
+                let pods = counts.pods.iter().map(|((at, isolated), pods)| (at.name(), *isolated, *pods));
+                metrics.policy_pods(pods);
+                metrics.policy_entries(
+                    counts.peers,
+                    counts.named_ports,
+                    counts.refused,
+                    counts.unresolved_names,
+                );
+            }
+        }
+    }
+
+    /// Keeps readiness. What was in force once stays in the kernel, so that nothing is unready for a failure later.
+    fn standing(&self, standing: &PolicyStanding) {
+        let health = &self.health;
+        match standing {
+            PolicyStanding::InForce => health.ready(HealthPart::Policies),
+            _ if health.is_ready(HealthPart::Policies) => {}
+            PolicyStanding::NotListed => {
+                health.pending(HealthPart::Policies, &"not everything that policies go by is listed yet");
+            }
+            PolicyStanding::Failing(error) => health.pending(HealthPart::Policies, error),
+        }
+    }
+
+    fn repaired(&self, at: EnforcementPoint, look: PointLook) {
+        self.metrics.policy_repaired(match look {
+            PointLook::Disturbed => "commit",
+            PointLook::Everything => "turn",
+        });
+        if at != EnforcementPoint::Node {
+            return;
+        }
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.is_some_and(|at| at.elapsed() < BETWEEN_EVENTS) {
+            return;
+        }
+        *written = Some(Instant::now());
+        let events = self.events.clone();
+        let text = "another program changed the rules of network policies in this node's network namespace; they are put right. Until then pods were \
+                    not isolated as their policies say: find out what flushes rules here (a firewall's reload, nft flush ruleset)";
+        tokio::spawn(async move { events.about_node(true, REPAIRED, text).await });
+    }
+
+    fn refused(&self, policy: &NetworkPolicy, selects: bool) {
+        let first: Vec<String> = policy.refused.first.iter().map(ToString::to_string).collect();
+        let (count, first) = (policy.refused.count, first.join("; "));
+        let name = format!("{}/{}", policy.namespace, policy.name);
+        let text = "entries of a network policy match nothing, because an API server would refuse them";
+        self.log.warn(text, &[("policy", &name), ("entries", &count), ("first", &first)]);
+        // Agents of other nodes say it where it concerns pods.
+        if !selects {
+            return;
+        }
+        let (events, namespace, name) = (self.events.clone(), policy.namespace.clone(), policy.name.clone());
+        let entries =
+            if count == 1 { "1 entry matches".to_owned() } else { format!("{count} entries match") };
+        let text = format!("{entries} nothing, because an API server would refuse it: {first}");
+        tokio::spawn(async move { events.about_policy(&namespace, &name, INVALID, &text).await });
+    }
+}

@@ -1,0 +1,79 @@
+//! What is told of enforcing: to the log's reader, to metrics, as Events.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use facts::NetworkPolicy;
+use policy::index::{PeerSet, PolicyIndex};
+
+use super::point::{EnforcementPoint, PointLook};
+
+/// Something that others may want to know.
+#[derive(Debug)]
+pub enum PolicyNews<'a> {
+    /// How it stands, after each turn.
+    Standing(&'a PolicyStanding),
+    /// What watches told is in the kernel, so long after the first of it was told.
+    InKernel(Duration),
+    /// Rules know the address of a pod of the cluster, so long after the pod was created.
+    PeerKnown(Duration),
+    /// Rules were not as they should be, which a look has shown, and are again.
+    Repaired(EnforcementPoint, PointLook),
+    /// Entries of a policy do not count, because an API server would refuse them. Once for each generation of it.
+    Refused {
+        /// The policy.
+        policy: &'a NetworkPolicy,
+        /// Whether it selects pods of this node.
+        selects: bool,
+    },
+    /// How many there are of what is counted.
+    Counted(&'a PolicyCounts),
+}
+
+/// How enforcing stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyStanding {
+    /// Not all lists are complete; nothing is opened or closed.
+    NotListed,
+    /// Policies are in force as they are now.
+    InForce,
+    /// A kernel did not take all of it, and it is tried again.
+    Failing(String),
+}
+
+/// Of the pods of the node, and of what their policies need.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicyCounts {
+    /// Pods, by where their policies are enforced, and whether any isolates them.
+    pub pods: BTreeMap<(EnforcementPoint, bool), usize>,
+    /// Addresses of pods that peers are.
+    pub peers: usize,
+    /// Addresses with ports that have names.
+    pub named_ports: usize,
+    /// Entries of policies that do not count.
+    pub refused: usize,
+    /// Names of ports that no pod has.
+    pub unresolved_names: usize,
+}
+
+// === impl PolicyCounts ===
+
+impl PolicyCounts {
+    pub(super) fn of(index: &PolicyIndex, refused: usize, at: EnforcementPoint) -> Self {
+        let mut counts = Self { refused, ..Self::default() };
+        for (.., classes) in index.pods() {
+            *counts.pods.entry((at, classes.iter().next().is_some())).or_default() += 1;
+        }
+        for (set, members) in index.sets() {
+            let members = members.count();
+            match **set {
+                PeerSet::Pods(_) => counts.peers += members,
+                PeerSet::Ports(..) | PeerSet::OwnPorts(..) => {
+                    counts.named_ports += members;
+                    counts.unresolved_names += usize::from(members == 0);
+                }
+            }
+        }
+        counts
+    }
+}

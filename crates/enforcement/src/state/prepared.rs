@@ -1,0 +1,42 @@
+//! What a plugin tells of a pod that starts, and what it hears.
+
+use std::net::IpAddr;
+
+use facts::{LabelSet, PodRef};
+use policy::index::PodClasses;
+
+use crate::point::{EnforcementPoint, PointError};
+
+/// A pod as a plugin tells it before it starts.
+#[derive(Debug, Clone)]
+pub struct PodToPrepare {
+    /// Which.
+    pub pod: PodRef,
+    /// Its labels.
+    pub labels: LabelSet,
+    /// Its addresses in the cluster's network.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What was done for a pod before it starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedPod {
+    /// The policies that select it.
+    pub classes: PodClasses,
+    /// Where they are enforced.
+    pub point: EnforcementPoint,
+}
+
+/// Why a pod is not prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPrepared {
+    /// At the start.
+    #[error("the policies of the cluster are not listed yet")]
+    NotListed,
+    /// The kernel did not take its rules.
+    #[error("load the rules of its policies: {0}")]
+    Point(#[from] PointError),
+    /// The task that does it is gone.
+    #[error("policies are not enforced any more; the agent ends")]
+    Ended,
+}
