@@ -1,6 +1,7 @@
 //! Random tenants, grants, namespaces and connections.
 
 mod compiled;
+mod events;
 mod membership;
 mod model;
 mod plain;

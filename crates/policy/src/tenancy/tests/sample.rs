@@ -48,7 +48,7 @@ const RANGES: [&str; 8] = [
     "192.0.2.0/24",
 ];
 const PORTS: [u16; 6] = [53, 80, 443, 6443, 8080, 9090];
-const TENANTS: [&str; 3] = ["red", "blue", "green"];
+pub(crate) const TENANTS: [&str; 3] = ["red", "blue", "green"];
 
 #[derive(Debug, Clone)]
 pub(crate) struct TenancySample {
