@@ -1,5 +1,7 @@
 //! Where sidecar pods are: their network namespaces, which the agent finds by the pods' processes.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ::verification::UnverifiableReason;
@@ -11,6 +13,9 @@ use netns::find::{MissingNetns, SearchRoots, WantedPod};
 use super::Sidecars;
 use super::pods::{NotLocated, SandboxPlace, SidecarPod};
 use crate::finder::{FindFailure, is_still, wanted_netns};
+
+/// Addresses of pods by their names.
+type NotedAddresses = HashMap<String, Vec<IpAddr>>;
 
 impl Sidecars {
     /// Where namespaces are looked for.
@@ -27,8 +32,26 @@ impl Sidecars {
     }
 
     /// How a pod's namespace is found.
-    pub(super) fn wanted_netns(&self, pod: &Object) -> WantedPod {
-        wanted_netns(pod, &self.parts.kernel_network_runtime_classes)
+    pub(super) fn wanted_netns(&self, pod: &Object, noted: &NotedAddresses) -> WantedPod {
+        let mut wanted = wanted_netns(pod, &self.parts.kernel_network_runtime_classes);
+        if wanted.ips.is_empty()
+            && let Some(ips) = noted.get(&pod.pod_ref().to_string())
+        {
+            wanted.ips.clone_from(ips);
+        }
+        wanted
+    }
+
+    /// The addresses of the pods of manifests, of which no API server says any: those with which the plugin was called, by `namespace/name`. That one of
+    /// them is in the namespace is looked at all the same.
+    pub(super) fn noted_addresses(&self) -> NotedAddresses {
+        if self.parts.writer.is_some() {
+            return NotedAddresses::new();
+        }
+        let mut records = applied::attachments(&self.parts.run_dir).unwrap_or_default();
+        // Of several the last one counts.
+        records.sort_by_key(|record| record.written);
+        records.into_iter().map(|record| (record.origin.pod, record.origin.addresses)).collect()
     }
 
     /// The namespace of a pod: the one that is known, where it is still the pod's, or else the one of its processes.
@@ -46,7 +69,7 @@ impl Sidecars {
         {
             return Ok((sandbox.netns.clone(), roots));
         }
-        let wanted = self.wanted_netns(pod);
+        let wanted = self.wanted_netns(pod, &self.noted_addresses());
         if wanted.ips.is_empty() {
             return Err(NotLocated::missing(&MissingNetns::NoAddress, pod));
         }
@@ -65,8 +88,8 @@ impl Sidecars {
     fn without_netns(&self) -> Vec<WantedPod> {
         let all = self.pods.all();
         let unknown = all.iter().filter(|pod| !matches!(pod.place, SandboxPlace::At(_)));
-        let index = self.parts.cluster.index();
+        let (index, noted) = (self.parts.cluster.index(), self.noted_addresses());
         let pods = unknown.filter_map(|pod| index.pod(&pod.key.namespace, &pod.key.name));
-        pods.map(|pod| self.wanted_netns(pod)).filter(|pod| !pod.ips.is_empty()).collect()
+        pods.map(|pod| self.wanted_netns(pod, &noted)).filter(|pod| !pod.ips.is_empty()).collect()
     }
 }

@@ -152,9 +152,9 @@ impl Sidecars {
         }
         let Ok(roots) = self.roots() else { return };
         let wanted = {
-            let index = self.parts.cluster.index();
+            let (index, noted) = (self.parts.cluster.index(), self.noted_addresses());
             let of = |pod: &&SidecarPod| index.pod(&pod.key.namespace, &pod.key.name).cloned();
-            lost.iter().filter_map(of).map(|pod| self.wanted_netns(&pod)).collect()
+            lost.iter().filter_map(of).map(|pod| self.wanted_netns(&pod, &noted)).collect()
         };
         let Ok(found) = self.finder.find_all(&roots, wanted).await else { return };
         for pod in lost {

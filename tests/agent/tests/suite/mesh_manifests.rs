@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::json;
 use testkit::mesh::{MODE, Mesh, MeshPod};
 use testkit::ztunnel::Ztunnel;
-use testkit::{Agent, Launch, PATIENCE, PodCall, assert_says, eventually};
+use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, assert_says, eventually};
 
 /// What kubelet calls a pod whose manifest has no uid.
 const HASH: &str = "5f4dcc3b5aa765d61d8327deb882cf99";
@@ -109,6 +109,36 @@ impl Scene {
         };
         eventually("the pod is out of the mesh", PATIENCE, is_out).unwrap();
     }
+}
+
+/// A manifest says nothing of the pod's address, and no API server does.
+#[test]
+fn a_sidecar_pod_of_a_manifest_is_verified_where_the_plugin_was_called() {
+    let scene = Scene::new();
+    scene.namespace(None);
+    let agent = scene.launch().env("VERIFY_INTERVAL", "1s").ready().unwrap();
+    let pod = scene.mesh.sandbox("default", "web").unwrap();
+    let object = PodObject::named("web").in_namespace("default").uid(&pod.uid).sidecar();
+    let mut manifest = object.json();
+    (manifest["apiVersion"], manifest["kind"]) = (json!("v1"), json!("Pod"));
+    scene.write("default_web.yaml", &manifest.to_string());
+    assert_says(&scene.call(&pod, &pod.uid).add().unwrap().stderr, &["pod is captured"]);
+    scene.mesh.run(&pod).unwrap();
+    let verified = || {
+        let metrics = agent.metrics()?;
+        let found = metrics.value("istio_cni_pods_verified{mode=\"sidecar\"}");
+        let others =
+            metrics.series.iter().filter(|(name, value)| name.contains("pods_unverified") && **value > 0.0);
+        ensure!(found == 1.0, "{:?}\n{}", others.collect::<Vec<_>>(), agent.log().text());
+        Ok(())
+    };
+    eventually("the pod is verified", PATIENCE, verified).unwrap();
+    pod.netns.nft("delete table inet istio-proxy-nat").unwrap();
+    agent
+        .log()
+        .wait_for(&["the rules of a pod differed and are put right", "pod=default/web"], PATIENCE)
+        .unwrap();
+    eventually("the pod is verified again", PATIENCE, verified).unwrap();
 }
 
 #[test]
