@@ -89,6 +89,17 @@ impl PartedRules {
         })
     }
 
+    /// Whether it is known without a comparison that the rules are as they should be: others commit to the same tables of iptables all the time.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn is_undisturbed(&self) -> Result<bool, PartedError> {
+        Ok(match self {
+            Self::Nft(_) => false,
+            Self::Iptables(table) => table.is_as_seen()?,
+        })
+    }
+
     /// Makes what the kernel has equal to the only table of `wanted` with these members, whatever is there. What is equal already is not touched.
     ///
     /// # Errors

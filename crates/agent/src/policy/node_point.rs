@@ -228,6 +228,7 @@ impl PolicyPoint for NodePoint {
             }
         };
         let others = heard.lost || heard.commits.iter().any(|commit| !commit.is_own());
+        let others = others && !self.table()?.is_undisturbed().map_err(PointError::new)?;
         let thoroughness = match look {
             PointLook::Everything => Thoroughness::Everything,
             PointLook::Disturbed if others => Thoroughness::Rules,

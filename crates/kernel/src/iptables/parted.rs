@@ -132,6 +132,16 @@ impl PartedIptables {
         heard.map(|events| read_commits(&events)).map_err(PartsError::Events)
     }
 
+    /// Whether the rules are those that were found as they should be, as far as netlink tells. No program runs.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn is_as_seen(&self) -> Result<bool, PartsError> {
+        let Some(seen) = &self.seen else { return Ok(false) };
+        let now = self.host.enter(|inside| SeenRules::look(inside.inside(), self.kind))??;
+        Ok(now == *seen)
+    }
+
     /// What the programs said that was no failure.
     #[must_use]
     pub fn take_warnings(&self) -> Vec<String> {

@@ -98,6 +98,15 @@ fn is_heard(way: Way) {
     // Milliseconds on an idle machine.
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert!(!lab.reaches(&lab.outside, "10.1.0.3:8080") && lab.reaches(&lab.a, "10.1.0.3:8080"));
+    if way != Way::Nft {
+        // What a service proxy does all the time needs no program to be looked at.
+        assert_eq!(lab.ensure(Thoroughness::Rules), Change::None);
+        sh(&lab.node, "iptables-nft -t nat -N OTHERS");
+        assert!(lab.table.is_undisturbed().unwrap());
+        sh(&lab.node, "iptables-nft -t mangle -F ISTIO_NP_INPUT");
+        assert!(!lab.table.is_undisturbed().unwrap());
+        assert_eq!(lab.ensure(Thoroughness::Rules), Change::Replaced);
+    }
     // Transactions of its own are no news; those of a program are.
     assert!(
         way != Way::Nft
