@@ -354,18 +354,6 @@ impl Ambient {
         }
     }
 
-    /// Says what the kill switch leaves.
-    fn tell_capture(&self) {
-        let inside: [telemetry::Label<'_>; 1] = [("pods", &self.pods.members.all().len())];
-        if self.config.rules.now().captures() {
-            self.log.info("capture is enabled: pods are taken into the mesh again", &inside);
-        } else {
-            let text = "capture is disabled: no pod is taken into the mesh; those that are in stay as they are until their sandbox ends or \
-                        they are labelled out of it";
-            self.log.warn(text, &inside);
-        }
-    }
-
     async fn prepare_host(&self) {
         loop {
             let (config, backends, log) = (self.config.clone(), self.node.backends.clone(), self.log.clone());

@@ -32,6 +32,8 @@ pub(super) struct Changes {
     pub(super) namespaces: BTreeSet<Box<str>>,
     /// Pods, with all addresses that each had or has.
     pub(super) pods: BTreeMap<ObjectKey, Vec<IpAddr>>,
+    /// Whether Services or their endpoints have changed.
+    pub(super) services: bool,
     /// Pods that have the rules which judge their tunnels.
     pub(super) tunnels: BTreeSet<ObjectKey>,
     /// When the first of them was told.
@@ -62,6 +64,11 @@ impl Inbox {
                 }
             }
         });
+    }
+
+    /// Services or their endpoints have changed.
+    pub(super) fn services(&self) {
+        self.tell(|state| state.changes.services = true);
     }
 
     /// A pod has the rules that judge its tunnel.

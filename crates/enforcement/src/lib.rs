@@ -11,6 +11,7 @@ mod news;
 mod pod_book;
 mod point;
 mod points;
+mod services;
 mod state;
 mod tunnels;
 mod world;
@@ -36,6 +37,8 @@ pub use news::{PolicyCounts, PolicyNews, PolicyStanding};
 pub use pod_book::{PodBook, PodJob, SetContent, SetJob};
 pub use point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
 use points::Points;
+pub use services::ClassServices;
+use services::ServiceStores;
 use state::{FollowStage, PolicySources, PolicyState};
 pub use state::{KnownPolicies, NotPrepared, PodToPrepare, PreparedPod};
 pub use tunnels::TunnelEntry;
@@ -58,6 +61,7 @@ pub struct PolicyWatches {
     policies: Shared<Objects<NetworkPolicy>>,
     peers: Shared<Peers>,
     interest: watch::Sender<bool>,
+    services: ServiceStores,
     inbox: Arc<Inbox>,
 }
 
@@ -150,7 +154,8 @@ impl PolicyWatches {
         });
         let told = inbox.clone();
         let peers = wanted.peers(interest.subscribe(), move |effects| told.pods(effects));
-        Self { policies, peers, interest, inbox }
+        let services = ServiceStores::new(wanted, &inbox);
+        Self { policies, peers, interest, services, inbox }
     }
 }
 
@@ -159,9 +164,9 @@ impl PolicyWatches {
 impl Policies {
     /// Nothing happens before [`Self::live`].
     pub fn new(parts: PolicyParts, watches: PolicyWatches) -> Self {
-        let PolicyWatches { policies, peers, interest, inbox } = watches;
+        let PolicyWatches { policies, peers, interest, services, inbox } = watches;
         let (cluster, tunnels) = (parts.cluster.clone(), parts.tunnels.clone());
-        let sources = PolicySources { policies, peers, cluster, interest, inbox, tunnels };
+        let sources = PolicySources { policies, peers, cluster, interest, inbox, tunnels, services };
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let asked = Arc::new(Mutex::new(Some(requests)));
         let (parts, sources, turns) = (Arc::new(parts), Arc::new(sources), Arc::default());
@@ -280,6 +285,7 @@ impl Policies {
         let disturbed = self.parts.disturbed.clone();
         loop {
             let mut turn = Turn::default();
+            let due = state.services.due().map(Instant::from_std);
             let calm = async || {
                 sleep_until(looked + BETWEEN_LOOKS).await;
                 disturbed.notified().await;
@@ -288,6 +294,7 @@ impl Policies {
                 () = self.sources.inbox.told() => {}
                 Some(one) = asked.recv() => turn.request = Some(one),
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 _ = sweep.tick() => turn.sweeps = true,
                 _ = verification.tick() => turn.look = Some(PointLook::Everything),
                 () = calm() => turn.look = Some(PointLook::Disturbed),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use facts::NetworkPolicy;
-use policy::index::{PeerSet, PolicyIndex};
+use policy::MixedService;
+use policy::index::{LocalName, PeerSet, PolicyIndex};
 
 use super::point::{EnforcementPoint, PointLook};
 
@@ -26,6 +27,9 @@ pub enum PolicyNews<'a> {
         /// Whether it selects pods of this node.
         selects: bool,
     },
+    /// A pod may not reach a Service, because some of its endpoints are denied and where the pod is judged they cannot be told apart. Once for
+    /// all pods that the same policies select.
+    Mixed(&'a LocalName, &'a MixedService),
     /// How many there are of what is counted.
     Counted(&'a PolicyCounts),
 }

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use policy::compile::{CompiledPod, KeptSet, PodPoint, compile_pod};
+use super::services::ClassServices;
+use policy::ServiceVerdicts;
+use policy::compile::{CompiledPod, KeptSet, PodPoint, ServiceSet, compile_pod};
 use policy::index::{
     LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge,
 };
@@ -23,6 +25,8 @@ pub struct PodBook {
     /// Addresses from which the own node's probes of pods in ambient mode seem to come.
     probes: Vec<IpAddr>,
     sets: HashMap<Arc<PeerSet>, BTreeSet<PeerMember>>,
+    /// What policies come to for addresses of Services, where that is known.
+    services: ClassServices,
     pods: BTreeMap<LocalName, BookedPod>,
 }
 
@@ -36,6 +40,8 @@ struct BookedPod {
     loaded: Option<Option<Arc<CompiledPod>>>,
     /// Members that came or went since they were loaded last, and whether they are there.
     pending: BTreeMap<Arc<PeerSet>, BTreeMap<PeerMember, bool>>,
+    /// The same of sets of addresses of Services, by their names.
+    pending_services: BTreeMap<String, BTreeMap<PeerMember, bool>>,
 }
 
 /// What of a pod's connections is judged in its own namespace.
@@ -83,7 +89,14 @@ pub enum SetContent {
 impl PodBook {
     /// Without pods. `probes`: addresses from which the own node's probes of pods in ambient mode seem to come.
     pub fn new(backend: Backend, probes: Vec<IpAddr>) -> Self {
-        Self { backend, node: Vec::new(), probes, sets: HashMap::new(), pods: BTreeMap::new() }
+        Self {
+            backend,
+            node: Vec::new(),
+            probes,
+            sets: HashMap::new(),
+            services: ClassServices::new(),
+            pods: BTreeMap::new(),
+        }
     }
 
     /// How the rules are loaded.
@@ -164,6 +177,36 @@ impl PodBook {
         touched
     }
 
+    /// Takes what policies come to for addresses of Services. Gives the pods with which there is something to do.
+    pub fn set_services(&mut self, services: &ClassServices, index: &PolicyIndex) -> BTreeSet<LocalName> {
+        let before = std::mem::replace(&mut self.services, services.clone());
+        let mut touched = BTreeSet::new();
+        let pods: Vec<LocalName> = self.pods.keys().cloned().collect();
+        for name in pods {
+            let Some(pod) = self.pods.get_mut(&name) else { continue };
+            let Some(class) = pod.classes.egress.clone() else { continue };
+            match (before.get(&class), self.services.get(&class)) {
+                (Some(one), Some(other)) if one != other => {
+                    for set in pod.rules.iter().flat_map(|rules| &rules.services) {
+                        let [had, has]: [BTreeSet<PeerMember>; 2] =
+                            [one, other].map(|verdicts| members_of(verdicts, set).collect());
+                        let pending = pod.pending_services.entry(set.name.clone()).or_default();
+                        pending.extend(has.difference(&had).map(|one| (*one, true)));
+                        pending.extend(had.difference(&has).map(|one| (*one, false)));
+                    }
+                    touched.insert(name);
+                }
+                (None, Some(_)) | (Some(_), None) => {
+                    let (classes, scope) = (pod.classes.clone(), pod.scope);
+                    self.set_pod(&name, &classes, scope, index);
+                    touched.insert(name);
+                }
+                _ => {}
+            }
+        }
+        touched
+    }
+
     /// What is to be done for a pod now; nothing if it is not known any more. What changes from here on is the next job's.
     pub fn job(&mut self, name: &LocalName) -> Option<PodJob> {
         let pod = self.pods.get_mut(name)?;
@@ -183,6 +226,21 @@ impl PodBook {
                 }
             };
             sets.push(SetJob { name: name.clone(), content });
+        }
+        let mut pending = std::mem::take(&mut pod.pending_services);
+        for set in pod.rules.iter().flat_map(|rules| &rules.services) {
+            let is_new = !before.iter().any(|before| before.services.contains(set));
+            let class = pod.classes.egress.as_ref();
+            let content = match (is_new, pending.get_mut(&set.name)) {
+                (true, _) => {
+                    let verdicts = class.and_then(|class| self.services.get(class));
+                    let members = verdicts.into_iter().flat_map(|verdicts| members_of(verdicts, set));
+                    SetContent::Whole(members.map(|one| Element::from(Key::from(one))).collect())
+                }
+                (false, Some(changes)) => SetContent::Changes(delta(changes, set.family)),
+                (false, None) => continue,
+            };
+            sets.push(SetJob { name: set.name.clone(), content });
         }
         let is_whole = pod.loaded.is_none();
         // Until it is said how it went, nobody knows.
@@ -250,8 +308,9 @@ impl PodBook {
         scope: PodScope,
     ) -> Option<Arc<CompiledPod>> {
         let enrolled = scope.tunnel.then_some(&*self.probes);
-        // Addresses of Services are judged as any other address.
-        let point = PodPoint { node: &self.node, services: false, enrolled, inner: !scope.all };
+        // Until Services are known their addresses are judged as any other.
+        let services = classes.egress.as_ref().is_some_and(|class| self.services.contains_key(class));
+        let point = PodPoint { node: &self.node, services, enrolled, inner: !scope.all };
         let compiled = compile_pod(index, classes, &point, self.backend);
         (!compiled.rules.tables.is_empty()).then(|| Arc::new(compiled))
     }
@@ -297,6 +356,12 @@ impl PodScope {
     fn of(all: bool, tunnel: TunnelJudge) -> Self {
         Self { all, tunnel: tunnel != TunnelJudge::Port }
     }
+}
+
+/// The members of a set of addresses of Services.
+fn members_of<'a>(verdicts: &'a ServiceVerdicts, set: &ServiceSet) -> impl Iterator<Item = PeerMember> + 'a {
+    let (family, members) = (set.family, if set.allowed { &verdicts.allowed } else { &verdicts.denied });
+    members.iter().copied().filter(move |one| Family::of_address(one.address) == family)
 }
 
 /// The changes of one family.

@@ -5,6 +5,8 @@ use std::fmt;
 
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 
+use super::services::ClassServices;
+
 /// Keeps what a kernel has of policies as an index says it. It is called by one thread at a time, and may take as long as the kernel does.
 pub trait PolicyPoint: Send {
     /// Makes everything what the index says, whatever is there: at the start, and after a failure. What is right is left as it is; isolation
@@ -26,6 +28,14 @@ pub trait PolicyPoint: Send {
         index: &PolicyIndex,
         pods: &dyn Fn(&LocalName) -> bool,
     ) -> Result<(), PointError>;
+
+    /// Takes what policies come to for addresses of Services, for classes of pods that are judged where packets go to these still.
+    ///
+    /// # Errors
+    /// Not all of it was done.
+    fn services(&mut self, _: &ClassServices, _: &PolicyIndex) -> Result<(), PointError> {
+        Ok(())
+    }
 
     /// Looks whether the kernel has what it was given still, and puts it right. Whether it had to.
     ///

@@ -1,12 +1,13 @@
 //! Which point enforces the policies of which pod.
 
-use policy::index::{LocalName, PolicyEffect, PolicyIndex};
+use policy::index::{LocalName, PolicyEffect, PolicyIndex, TunnelJudge};
 use telemetry::Scope;
 
 use super::PolicyListener;
 use super::config::PointChoice;
 use super::news::PolicyNews;
 use super::point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
+use super::services::ClassServices;
 
 /// Both points. Sets and classes are kept at both, a pod's rules at its own.
 pub(super) struct Points {
@@ -44,6 +45,20 @@ impl Points {
     /// Where the policies of a pod are enforced.
     pub(super) fn of(&self, _pod: &LocalName) -> EnforcementPoint {
         self.usual()
+    }
+
+    /// Whether something of a pod is judged in its own namespace.
+    pub(super) fn is_inside(&self, pod: &LocalName, tunnel: TunnelJudge) -> bool {
+        self.of(pod) == EnforcementPoint::Pod || tunnel != TunnelJudge::Port
+    }
+
+    /// See [`PolicyPoint::services`].
+    pub(super) fn services(
+        &mut self,
+        services: &ClassServices,
+        index: &PolicyIndex,
+    ) -> Result<(), PointError> {
+        self.pod.services(services, index)
     }
 
     /// See [`PolicyPoint::adopt`].

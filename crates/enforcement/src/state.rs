@@ -13,17 +13,17 @@ use cluster::{Cluster, Objects, Peers, Shared};
 use facts::{NetworkPolicy, PodRef};
 use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex, TunnelJudge};
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
-use super::StartedPods;
-use super::TunnelledPods;
 use super::changes::{Changes, Inbox};
 use super::denials::LoggedClasses;
 use super::news::PolicyNews;
 use super::point::{EnforcementPoint, PointError, PointLook};
 use super::points::Points;
-use super::tunnels::{TunnelEntry, Tunnels};
+use super::services::{ServiceState, ServiceStores};
+use super::tunnels::Tunnels;
 use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
+use super::{StartedPods, TunnelledPods};
 
 pub use known::KnownPolicies;
 pub use prepared::{NotPrepared, PodToPrepare, PreparedPod};
@@ -37,19 +37,21 @@ pub(super) struct PolicySources {
     pub(super) interest: watch::Sender<bool>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) tunnels: TunnelledPods,
+    pub(super) services: ServiceStores,
 }
 
 /// What is known of policies, and what of it a kernel has.
 pub(super) struct PolicyState {
-    sources: Arc<PolicySources>,
-    namespaces: LabelledNamespaces,
-    local: LocalPods,
-    tunnels: Tunnels,
-    index: PolicyIndex,
-    points: Points,
+    pub(super) sources: Arc<PolicySources>,
+    pub(super) namespaces: LabelledNamespaces,
+    pub(super) local: LocalPods,
+    pub(super) tunnels: Tunnels,
+    pub(super) services: ServiceState,
+    pub(super) index: PolicyIndex,
+    pub(super) points: Points,
     /// What plugins told earlier agents.
     started: StartedPods,
-    stage: FollowStage,
+    pub(super) stage: FollowStage,
     /// Whether a point has to adopt the index.
     behind: bool,
     /// What rules log is known by.
@@ -86,6 +88,7 @@ impl PolicyState {
             namespaces: LabelledNamespaces::default(),
             local,
             tunnels: Tunnels::default(),
+            services: ServiceState::default(),
             index: PolicyIndex::default(),
             points,
             started,
@@ -114,7 +117,8 @@ impl PolicyState {
         if has_none && self.stage == FollowStage::Follows {
             self.idle();
         }
-        self.catch_up()
+        self.catch_up()?;
+        self.judge_services()
     }
 
     /// How far it is.
@@ -146,36 +150,6 @@ impl PolicyState {
             point => point,
         };
         Ok(PreparedPod { classes, point })
-    }
-
-    /// A pod comes into ambient mode.
-    pub(super) fn enter_tunnel(&mut self, pod: &PodRef, entry: TunnelEntry) {
-        let key = key_of(pod);
-        self.tunnels.enter(key.clone(), entry);
-        self.tunnel(&key);
-    }
-
-    /// A pod leaves ambient mode.
-    pub(super) fn leave_tunnel(&mut self, pod: &PodRef) {
-        let key = key_of(pod);
-        self.tunnels.leave(&key);
-        self.tunnel(&key);
-    }
-
-    /// Answers when no rules are on their way into the pod.
-    pub(super) fn await_tunnel(&mut self, pod: &PodRef, answer: oneshot::Sender<()>) {
-        self.tunnels.wait(&key_of(pod), answer);
-    }
-
-    /// Who judges a pod's tunnel may have changed.
-    fn tunnel(&mut self, key: &ObjectKey) {
-        if self.stage == FollowStage::Follows {
-            self.pod(key, &[]);
-        } else {
-            // Nothing is judged yet, and nothing is loaded.
-            self.tunnels.loaded(key);
-            self.tunnels.answer(key);
-        }
     }
 
     /// The addresses of a pod are released: the next one may have them.
@@ -231,6 +205,7 @@ impl PolicyState {
         self.behind |= self.stage != FollowStage::Idle;
         self.stage = FollowStage::Idle;
         self.index = PolicyIndex::default();
+        self.services.changed();
         self.sources.inbox.follow(false);
         self.sources.interest.send_replace(false);
     }
@@ -256,6 +231,7 @@ impl PolicyState {
         }
         self.index = index;
         self.logged.note_all(&self.index);
+        self.services.changed();
         self.stage = FollowStage::Follows;
         self.behind = true;
         let keys: Vec<ObjectKey> =
@@ -266,7 +242,10 @@ impl PolicyState {
 
     /// Acts upon what changed.
     fn follow(&mut self) {
-        let Changes { policies, namespaces, pods, tunnels, since } = self.sources.inbox.take();
+        let Changes { policies, namespaces, pods, tunnels, services, since } = self.sources.inbox.take();
+        if services || !pods.is_empty() || !namespaces.is_empty() {
+            self.services.changed();
+        }
         for key in tunnels {
             if self.tunnels.loaded(&key) {
                 self.pod(&key, &[]);
@@ -294,7 +273,7 @@ impl PolicyState {
     }
 
     /// A pod is other than before; `addresses` are all that it had or has.
-    fn pod(&mut self, key: &ObjectKey, addresses: &[IpAddr]) {
+    pub(super) fn pod(&mut self, key: &ObjectKey, addresses: &[IpAddr]) {
         let (name, peers) = (name_of(key), self.sources.peers.read());
         let world = world(&peers, &self.local, &self.namespaces);
         let pod = world.pod(key).filter(|pod| world.is_local(pod));
@@ -332,6 +311,9 @@ impl PolicyState {
 
     fn apply(&mut self, effects: &[PolicyEffect]) {
         self.logged.note(effects);
+        if !effects.is_empty() {
+            self.services.changed();
+        }
         // Who is behind adopts everything, and that with it.
         if !effects.is_empty() && !self.behind {
             self.behind = !self.points.apply(effects, &self.index);
@@ -361,7 +343,11 @@ impl PolicyState {
     }
 }
 
-fn world<'a>(peers: &'a Peers, local: &'a LocalPods, namespaces: &'a LabelledNamespaces) -> ClusterWorld<'a> {
+pub(super) fn world<'a>(
+    peers: &'a Peers,
+    local: &'a LocalPods,
+    namespaces: &'a LabelledNamespaces,
+) -> ClusterWorld<'a> {
     ClusterWorld { peers, local, namespaces, node_addresses: &[] }
 }
 

@@ -6,8 +6,12 @@
 use std::collections::BTreeMap;
 
 use cluster::news::ObjectKey;
+use facts::PodRef;
 use policy::index::TunnelJudge;
 use tokio::sync::oneshot;
+
+use super::state::{FollowStage, PolicyState};
+use super::world::key_of;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -119,6 +123,40 @@ impl Tunnels {
         for answer in settled.into_iter().flat_map(|pod| pod.waiting.drain(..)) {
             // Who waited may have gone.
             let _ = answer.send(());
+        }
+    }
+}
+
+// === impl PolicyState ===
+
+impl PolicyState {
+    /// A pod comes into ambient mode.
+    pub(super) fn enter_tunnel(&mut self, pod: &PodRef, entry: TunnelEntry) {
+        let key = key_of(pod);
+        self.tunnels.enter(key.clone(), entry);
+        self.tunnel(&key);
+    }
+
+    /// A pod leaves ambient mode.
+    pub(super) fn leave_tunnel(&mut self, pod: &PodRef) {
+        let key = key_of(pod);
+        self.tunnels.leave(&key);
+        self.tunnel(&key);
+    }
+
+    /// Answers when no rules are on their way into the pod.
+    pub(super) fn await_tunnel(&mut self, pod: &PodRef, answer: oneshot::Sender<()>) {
+        self.tunnels.wait(&key_of(pod), answer);
+    }
+
+    /// Who judges a pod's tunnel may have changed.
+    fn tunnel(&mut self, key: &ObjectKey) {
+        if self.stage == FollowStage::Follows {
+            self.pod(key, &[]);
+        } else {
+            // Nothing is judged yet, and nothing is loaded.
+            self.tunnels.loaded(key);
+            self.tunnels.answer(key);
         }
     }
 }

@@ -31,7 +31,7 @@ mod world;
 
 pub use flow::{FlowRoute, PolicyFlow, TUNNEL_PORT, Traffic, ZTUNNEL_MARK};
 pub use plain::{PlainKind, PlainPod, PlainWorld};
-pub use services::{MixedService, ServiceVerdicts, service_verdicts};
+pub use services::{MixedService, ServiceVerdicts, endpoints, service_verdicts};
 pub use terms::{PolicyName, PolicyTerms, RuleTerms, Section, TrafficDirection};
 pub use verdict::{
     FlowVerdict, Ground, Judgement, MissedPart, RuleMiss, RuleRef, denies, nearest_miss, rule_misses, verdict,

@@ -12,6 +12,7 @@ use facts::service::ServicePort;
 use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Selector, Service};
 use ruleset::Family;
 
+use crate::services::endpoints;
 use crate::terms::{PodTerm, PolicyName, PolicyTerms, Section};
 use crate::world::{PolicyPod, PolicyWorld, ServiceAddress, ServiceWorld, World};
 
@@ -188,36 +189,9 @@ impl PlainWorld {
         let service = self.services.get(&key(namespace, name))?;
         let is_it = |port: &&ServicePort| (port.protocol, port.number) == (protocol, number);
         let port = service.ports.iter().find(is_it)?;
-        let ready = self.endpoints_of(namespace, name, port, family, |one| one.ready);
-        let ending =
-            || self.endpoints_of(namespace, name, port, family, |one| one.serving && one.terminating);
-        Some(if ready.is_empty() { ending() } else { ready })
-    }
-
-    fn endpoints_of(
-        &self,
-        namespace: &str,
-        service: &str,
-        port: &ServicePort,
-        family: Family,
-        counts: impl Fn(&facts::endpointslice::Endpoint) -> bool,
-    ) -> Vec<(IpAddr, u16)> {
         let slices =
-            self.slices.iter().filter(|((of, _), slice)| **of == *namespace && *slice.service == *service);
-        let mut found = Vec::new();
-        for (_, slice) in slices {
-            let same = |one: &&facts::endpointslice::EndpointPort| {
-                one.name == port.name && one.protocol == port.protocol
-            };
-            let Some(target) = slice.ports.iter().find(same) else { continue };
-            let number = target.number.unwrap_or(port.number);
-            let addresses = slice.endpoints.iter().filter(|one| counts(one)).flat_map(|one| &one.addresses);
-            let addresses = addresses.filter(|address| Family::of_address(**address) == family);
-            found.extend(addresses.map(|address| (*address, number)));
-        }
-        found.sort_unstable();
-        found.dedup();
-        found
+            self.slices.iter().filter(|((of, _), slice)| **of == *namespace && *slice.service == *name);
+        Some(endpoints(slices.map(|(_, slice)| slice), port, family))
     }
 }
 

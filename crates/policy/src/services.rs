@@ -4,8 +4,13 @@
 //! the service proxy's choice: so the Service is allowed if each of them is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
+use facts::EndpointSlice;
+use facts::endpointslice::{Endpoint, EndpointPort};
 use facts::networkpolicy::PolicyProtocol;
+use facts::service::ServicePort;
+use ruleset::Family;
 
 use crate::flow::Traffic;
 use crate::index::{PeerMember, PolicyClass, PolicyIndex};
@@ -35,6 +40,31 @@ pub struct MixedService {
     pub protocol: PolicyProtocol,
     /// Its own port.
     pub port: u16,
+}
+
+/// Where a service proxy may lead a connection of a family to a port of a Service, by all slices of the Service, in order: to the ready endpoints, and
+/// where none of that family is ready to those that still answer while they are ending.
+pub fn endpoints<'s>(
+    slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
+    port: &ServicePort,
+    family: Family,
+) -> Vec<(IpAddr, u16)> {
+    let that_count = |counts: fn(&Endpoint) -> bool| {
+        let mut found = Vec::new();
+        for slice in slices.clone() {
+            let same = |one: &&EndpointPort| one.name == port.name && one.protocol == port.protocol;
+            let Some(target) = slice.ports.iter().find(same) else { continue };
+            let number = target.number.unwrap_or(port.number);
+            let addresses = slice.endpoints.iter().filter(|one| counts(one)).flat_map(|one| &one.addresses);
+            let addresses = addresses.filter(|address| Family::of_address(**address) == family);
+            found.extend(addresses.map(|address| (*address, number)));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    };
+    let ready = that_count(|one| one.ready);
+    if ready.is_empty() { that_count(|one| one.serving && one.terminating) } else { ready }
 }
 
 /// Judges each address of each Service for the pods of an egress class.

@@ -55,6 +55,18 @@ impl Telling {
 }
 
 impl Ambient {
+    /// Says what the kill switch leaves.
+    pub(super) fn tell_capture(&self) {
+        let inside: [telemetry::Label<'_>; 1] = [("pods", &self.pods.members.all().len())];
+        if self.config.rules.now().captures() {
+            self.log.info("capture is enabled: pods are taken into the mesh again", &inside);
+        } else {
+            let text = "capture is disabled: no pod is taken into the mesh; those that are in stay as they are until their sandbox ends or \
+                        they are labelled out of it";
+            self.log.warn(text, &inside);
+        }
+    }
+
     /// The log hears of each failure that is the pod's own, and of the number of pods where it is the node's. The pod's events hear of what
     /// somebody has to do something about.
     pub(super) async fn tell(&self, key: &PodRef, failure: &AmbientFailure, attempt: u32) {

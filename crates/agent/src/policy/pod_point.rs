@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use capture::ambient::{PROBE_V4, PROBE_V6};
 use cluster::{Cluster, Queue};
-use enforcement::{PodBook, PodJob, PointError, PointLook, PolicyPoint, SetContent, StartedPods};
+use enforcement::{
+    ClassServices, PodBook, PodJob, PointError, PointLook, PolicyPoint, SetContent, StartedPods,
+};
 use facts::PodRef;
 use kernel::{Change, Choice};
 use netns::Netns;
@@ -111,6 +113,12 @@ impl PolicyPoint for PodPolicyPoint {
     ) -> Result<(), PointError> {
         let touched = self.keeper.book().apply(effects, index, pods);
         self.keeper.count_waiting();
+        touched.iter().for_each(|name| self.keeper.queue.push(pod_of(name)));
+        Ok(())
+    }
+
+    fn services(&mut self, services: &ClassServices, index: &PolicyIndex) -> Result<(), PointError> {
+        let touched = self.keeper.book().set_services(services, index);
         touched.iter().for_each(|name| self.keeper.queue.push(pod_of(name)));
         Ok(())
     }

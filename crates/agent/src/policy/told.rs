@@ -3,8 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cluster::Cluster;
 use enforcement::{EnforcementPoint, PointLook, PolicyListener, PolicyNews, PolicyStanding};
 use facts::NetworkPolicy;
+use policy::MixedService;
+use policy::index::LocalName;
 use telemetry::Scope;
 
 use crate::events::Events;
@@ -13,6 +16,7 @@ use metrics::Metrics;
 
 /// `reason` of Events about the node and about policies.
 const REPAIRED: &str = "NetworkPolicyRulesRepaired";
+const MIXED_SERVICE: &str = "NetworkPolicyMixedService";
 const INVALID: &str = "NetworkPolicyInvalidEntries";
 /// Pause between two Events about the node; every repair is counted and in the log.
 const BETWEEN_EVENTS: Duration = Duration::from_secs(60);
@@ -22,6 +26,7 @@ pub(crate) struct PolicyTeller {
     pub(crate) health: Arc<Health>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) events: Arc<Events>,
+    pub(crate) cluster: Cluster,
     pub(crate) log: Scope,
     /// When an Event about the node was written last.
     pub(crate) written: Mutex<Option<Instant>>,
@@ -40,6 +45,7 @@ impl PolicyTeller {
             PolicyNews::PeerKnown(after) => metrics.policy_peer_known(after),
             PolicyNews::Repaired(at, look) => self.repaired(at, look),
             PolicyNews::Refused { policy, selects } => self.refused(policy, selects),
+            PolicyNews::Mixed(pod, service) => self.mixed(pod, service),
             PolicyNews::Counted(counts) => {
                 let pods = counts.pods.iter().map(|((at, isolated), pods)| (at.name(), *isolated, *pods));
                 metrics.policy_pods(pods);
@@ -83,6 +89,20 @@ impl PolicyTeller {
         let text = "another program changed the rules of network policies in this node's network namespace; they are put right. Until then pods were \
                     not isolated as their policies say: find out what flushes rules here (a firewall's reload, nft flush ruleset)";
         tokio::spawn(async move { events.about_node(true, REPAIRED, text).await });
+    }
+
+    fn mixed(&self, pod: &LocalName, service: &MixedService) {
+        let MixedService { namespace, name, protocol, port } = service;
+        let text = format!(
+            "policies allow some endpoints of Service {namespace}/{name} and deny others, and where this pod is judged they cannot be told apart: \
+             port {port} of {} is denied; allow all of its endpoints, or none",
+            protocol.name(),
+        );
+        let pod = self.cluster.index().pod(&pod.namespace, &pod.name).map(|pod| pod.pod_ref());
+        let Some(pod) = pod else { return self.log.warn(&text, &[]) };
+        self.log.warn(&text, &[("pod", &pod)]);
+        let events = self.events.clone();
+        tokio::spawn(async move { events.warn(&pod, MIXED_SERVICE, &text).await });
     }
 
     fn refused(&self, policy: &NetworkPolicy, selects: bool) {

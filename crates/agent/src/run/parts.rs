@@ -119,6 +119,7 @@ impl SharedParts<'_> {
             health: self.health.clone(),
             metrics: self.metrics.clone(),
             events: self.events.clone(),
+            cluster: self.cluster.clone(),
             log: log.clone(),
             written: Mutex::default(),
         };

@@ -79,6 +79,24 @@ impl Wanted {
         selection: ObjectSelection,
         observer: impl Fn(Vec<ObjectDelta<Arc<K::Object>>>) + Send + Sync + 'static,
     ) -> Shared<Objects<K::Object>> {
+        self.watched::<K>(selection, None, observer)
+    }
+
+    /// The same for all objects of a kind, while `interest` says that they are wanted: when it does not, none is known.
+    pub fn kind_while<K: Kind>(
+        &mut self,
+        interest: watch::Receiver<bool>,
+        observer: impl Fn(Vec<ObjectDelta<Arc<K::Object>>>) + Send + Sync + 'static,
+    ) -> Shared<Objects<K::Object>> {
+        self.watched::<K>(ObjectSelection::all(), Some(interest), observer)
+    }
+
+    fn watched<K: Kind>(
+        &mut self,
+        selection: ObjectSelection,
+        interest: Option<watch::Receiver<bool>>,
+        observer: impl Fn(Vec<ObjectDelta<Arc<K::Object>>>) + Send + Sync + 'static,
+    ) -> Shared<Objects<K::Object>> {
         let store = Shared::<Objects<K::Object>>::default();
         self.0.push(Box::new(Watched::<K, _, Arc<K::Object>> {
             what: WatchName::of(K::RESOURCE.plural),
@@ -86,7 +104,7 @@ impl Wanted {
             store: store.clone(),
             convert: |news| news.map(Arc::new),
             described: |news| news,
-            interest: None,
+            interest,
             observer: Box::new(observer),
             limits: None,
             kind: PhantomData,

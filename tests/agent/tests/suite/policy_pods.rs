@@ -114,6 +114,83 @@ fn follow(nftables: bool) {
     drop(agent);
 }
 
+/// A Service's address as the pod asks for it: behind the pod's interface the service proxy leads it to a friend.
+const SERVICE: &str = "10.96.0.10:80";
+
+impl Setup {
+    fn set_endpoints(&self, addresses: &[&str]) {
+        let endpoints: Vec<Value> =
+            addresses.iter().map(|one| json!({"addresses": [one], "conditions": {"ready": true}})).collect();
+        let slice = json!({"metadata": {"namespace": "shop", "name": "db-1", "uid": "s1", "labels": {"kubernetes.io/service-name": "db"}},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": [{"name": "", "protocol": "TCP", "port": PORT}]});
+        self.mesh.node.api.set_object(Resource::EndpointSlices, slice);
+    }
+
+    /// Whether the pod reaches the Service, a friend, somebody else, and an address of no Service.
+    fn reached(&self) -> [bool; 4] {
+        let friend = format!("{FRIEND}:{PORT}");
+        let others = [SERVICE, &friend, &format!("{STRANGER}:{PORT}"), "10.96.0.11:80"];
+        others.map(|to| {
+            let flow = Flow::from(self.pod.own()).patience(Duration::from_millis(300));
+            flow.tcp(to.parse().unwrap()).unwrap().port().is_some()
+        })
+    }
+}
+
+fn follow_services(nftables: bool) {
+    let setup = Setup::new(nftables);
+    let api = &setup.mesh.node.api;
+    let proxy = format!(
+        "table ip proxy {{ chain pre {{ type nat hook prerouting priority dstnat; ip daddr 10.96.0.10 tcp dport 80 dnat to {FRIEND}:{PORT}; }}; }}"
+    );
+    setup.pod.peer().nft(&proxy).unwrap();
+    let _others = Listeners::start(setup.pod.peer(), [Listener::tcp(PORT), Listener::tcp(80)]).unwrap();
+    setup.set_friend(&[("role", "friend")]);
+    let service = json!({"metadata": {"namespace": "shop", "name": "db", "uid": "s"},
+        "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": 80, "targetPort": PORT}]}});
+    api.set_object(Resource::Services, service);
+    setup.set_endpoints(&[FRIEND]);
+    let agent = setup.agent();
+    let wait = |what: &str, expected: [bool; 4]| {
+        until(
+            what,
+            PATIENCE,
+            || setup.reached() == expected,
+            || format!("{:?}; rules:\n{}\n{}", setup.reached(), setup.rules(), agent.log().text()),
+        )
+        .unwrap();
+    };
+    wait("nothing is isolated", [true; 4]);
+    setup.set_policy(&json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Egress"],
+        "egress": [{"to": [{"podSelector": {"matchLabels": {"role": "friend"}}}], "ports": [{"port": PORT}]}]}));
+    wait("a Service of friends", [true, true, false, false]);
+    setup.set_endpoints(&[FRIEND, STRANGER]);
+    wait("a Service of friends and others", [false, true, false, false]);
+    until(
+        "that is told",
+        PATIENCE,
+        || api.events().iter().any(|one| one["reason"] == "NetworkPolicyMixedService"),
+        || agent.log().text(),
+    )
+    .unwrap();
+    setup.set_endpoints(&[FRIEND]);
+    wait("of friends again", [true, true, false, false]);
+    setup.set_friend(&[]);
+    wait("nobody is a friend any more", [false; 4]);
+    let told = api.events().iter().filter(|one| one["reason"] == "NetworkPolicyMixedService").count();
+    assert_eq!(told, 1, "once for the Service and the class");
+}
+
+#[test]
+fn services_are_reached_whose_endpoints_are_all_allowed_in_nf_tables() {
+    follow_services(true);
+}
+
+#[test]
+fn services_are_reached_whose_endpoints_are_all_allowed_in_iptables() {
+    follow_services(false);
+}
+
 /// Without the counters.
 fn strip(rules: &str) -> Vec<String> {
     let words = |line: &str| {

@@ -58,7 +58,9 @@ fn an_open_failure_policy_may_tell_about_it() {
 fn policies_are_watched_only_where_they_are_enforced() {
     let objects = render_set(&["agent.policyEnforcement=on"]).unwrap();
     let policies = "networking.k8s.io networkpolicies: list,watch";
-    assert_eq!(objects.rights("istio-cni"), [PODS, NAMESPACES, policies, DAEMON_SET, EVENTS]);
+    let (services, slices) = ("core services: list,watch", "discovery.k8s.io endpointslices: list,watch");
+    let wanted = [PODS, NAMESPACES, policies, services, slices, DAEMON_SET, EVENTS];
+    assert_eq!(objects.rights("istio-cni"), wanted);
     let none = render_set(&["agent.policyEnforcement=off"]).unwrap();
     assert_eq!(none.rights("istio-cni"), [PODS, NAMESPACES, DAEMON_SET, EVENTS]);
 }

@@ -84,6 +84,18 @@ fn judged(native_nftables: &str) {
         Talk::within(&outside.netns, tunnel, SHORT).is_ok()
             && Talk::within(&town_stranger(&town).netns, tunnel, SHORT).is_err()
     );
+    // What a pod itself asks for is judged by the real port, too.
+    let _others = [APP, CLOSED].map(|port| Echo::start(&other.netns, port).unwrap());
+    assert!(reaches(&friend, &other, CLOSED), "nothing isolates what the friend asks for");
+    api.set_object(Resource::NetworkPolicies, json!({"metadata": {"namespace": "mesh", "name": "friend", "uid": "q"}, "spec": {
+        "podSelector": {"matchLabels": {"role": "friend"}}, "policyTypes": ["Egress"], "egress": [{"to": [{"podSelector": {}}], "ports": [{"port": APP}]}]}}));
+    eventually("what the friend asks for is judged", PATIENCE, || {
+        let found =
+            [reaches(&friend, &other, APP), reaches(&friend, &other, CLOSED), reaches(&friend, &shop, APP)];
+        ensure!(found == [true, false, true], "{found:?}\n{}", rules(&friend));
+        Ok(())
+    })
+    .unwrap();
     // Out of the mesh and back: what is closed stays so all the time.
     let (ending, passed) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
