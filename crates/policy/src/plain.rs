@@ -230,8 +230,7 @@ impl World for PlainWorld {
     fn selects(&self, term: &PodTerm, pod: &&PlainPod) -> bool {
         if pod.is_nameless() {
             let meant = self.meant.get(term);
-            return *term == PodTerm::everything()
-                || meant.is_some_and(|meant| pod.facts.addresses.iter().any(|one| meant.contains(one)));
+            return meant.is_some_and(|meant| pod.facts.addresses.iter().any(|one| meant.contains(one)));
         }
         let labels = self.namespace_labels(&pod.namespace);
         let namespace_label = labels.map(|labels| |key: &str| labels.get(key));
