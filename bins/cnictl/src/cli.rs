@@ -11,7 +11,8 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    done; for explain: the question is answered, whatever the verdict; for status: healthy; for verify: all captured; for policy
        explain: allowed
-  1    something failed or, for status, verify, conflicts, diff, policy eval, is wrong; for policy explain: denied; the message says
+  1    something failed or, for status, verify, conflicts, diff, policy eval, policy lint, is wrong; for policy explain: denied; for
+       policy diff: a verdict changes; the message says
        what, where and what to do
   2    the command line is wrong
   3    there is nothing to show: no such pod, or none that should be captured; for render: the pod is not captured

@@ -1,9 +1,11 @@
 //! `policy`: what network policies mean.
 
+mod diff;
 mod end;
 mod eval;
 mod explain;
 mod judged;
+mod lint;
 mod list;
 mod source;
 mod status;
@@ -25,6 +27,8 @@ enum PolicyVerb {
     Explain(explain::ExplainPolicyArgs),
     List(list::PolicyListArgs),
     Status(status::PolicyStatusArgs),
+    Lint(lint::LintArgs),
+    Diff(diff::PolicyDiffArgs),
     Eval(eval::EvalArgs),
 }
 
@@ -34,6 +38,8 @@ impl PolicyArgs {
             PolicyVerb::Explain(args) => args.run(),
             PolicyVerb::List(args) => args.run(),
             PolicyVerb::Status(args) => args.run(),
+            PolicyVerb::Lint(args) => args.run(),
+            PolicyVerb::Diff(args) => args.run(),
             PolicyVerb::Eval(args) => args.run(),
         }
     }

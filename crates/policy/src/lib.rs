@@ -10,6 +10,7 @@
 //! - [`compiled`]: what these rules do, without a kernel.
 //! - [`snapshot`]: what is kept of policies on disk.
 //! - [`tenancy`]: tenants and grants as policies.
+//! - [`lint`]: what is probably not meant; [`preview`]: what a change would change.
 //! - [`cases`]: files of connections with their right verdicts.
 
 pub mod cases;
@@ -18,8 +19,10 @@ pub mod compiled;
 mod flow;
 pub mod guard;
 pub mod index;
+pub mod lint;
 mod meaning;
 mod plain;
+pub mod preview;
 mod services;
 pub mod snapshot;
 pub mod tenancy;

@@ -1,12 +1,13 @@
 //! A cluster of plain objects: small ones, such as manifests and cases.
 
 mod objects;
+mod probes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
-use facts::networkpolicy::PolicyProtocol;
+use facts::networkpolicy::{PolicyProtocol, Refused};
 use facts::peer::NamedPort;
 use facts::service::ServicePort;
 use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Selector, Service};
@@ -31,6 +32,10 @@ pub struct PlainWorld {
     by_address: BTreeMap<IpAddr, Vec<Name>>,
     /// Addresses of pods without a name, by the terms that mean them.
     meant: BTreeMap<PodTerm, BTreeSet<IpAddr>>,
+    /// What an API server would refuse of policies.
+    refused: BTreeMap<PolicyName, Refused>,
+    /// Ports of TCP on which kubelet asks how a pod is.
+    probes: BTreeMap<Name, BTreeSet<u16>>,
 }
 
 /// A pod of a [`PlainWorld`].
@@ -112,7 +117,12 @@ impl PlainWorld {
 
     /// Adds or replaces a NetworkPolicy.
     pub fn put_networkpolicy(&mut self, policy: &NetworkPolicy) {
-        self.put_policy(policy.into());
+        let terms = PolicyTerms::from(policy);
+        self.refused.remove(&terms.name);
+        if !policy.refused.is_empty() {
+            self.refused.insert(terms.name.clone(), policy.refused.clone());
+        }
+        self.put_policy(terms);
     }
 
     /// Takes a NetworkPolicy away.
@@ -139,6 +149,26 @@ impl PlainWorld {
     /// Takes a part of a Service's endpoints away.
     pub fn remove_slice(&mut self, namespace: &str, name: &str) {
         self.slices.remove(&key(namespace, name));
+    }
+
+    /// A policy.
+    pub fn policy(&self, name: &PolicyName) -> Option<&PolicyTerms> {
+        self.policies.get(name)
+    }
+
+    /// Ports of TCP on which kubelet asks how a pod is; known of manifests only.
+    pub fn probes(&self, pod: &PlainPod) -> impl Iterator<Item = u16> {
+        self.probes.get(&key(&pod.namespace, &pod.name)).into_iter().flatten().copied()
+    }
+
+    /// What an API server would refuse of a policy.
+    pub fn refused(&self, name: &PolicyName) -> Option<&Refused> {
+        self.refused.get(name)
+    }
+
+    /// Whether more than policies is other in another cluster, of what verdicts between pods go by.
+    pub(crate) fn differs_beside_policies(&self, other: &Self) -> bool {
+        self.namespaces != other.namespaces || self.nodes != other.nodes || self.pods != other.pods
     }
 
     /// A pod, whether or not it is live.

@@ -125,6 +125,15 @@ pub enum TrafficDirection {
     Ingress,
 }
 
+// === impl DirectionTerms ===
+
+impl DirectionTerms {
+    /// Whether its pods are isolated, where it is of a policy of this name.
+    pub fn isolates(&self, name: &PolicyName) -> bool {
+        self.applies && name.section == Section::NetworkPolicy
+    }
+}
+
 // === impl PolicyTerms ===
 
 impl PolicyTerms {

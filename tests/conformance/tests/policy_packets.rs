@@ -133,6 +133,8 @@ fn compare(
                 pods.egress(flow, service).is_allowed && pods.ingress(flow).is_allowed
             };
             let expected = connection.allows(flow).unwrap();
+            // What people are told is what packets do.
+            assert_eq!(policy::verdict(world, flow).is_allowed(), expected, "{}: {flow:?}", connection.name);
             let name =
                 format!("{} step {}: {} to {}", state.case, state.step, connection.name, flow.destination);
             if evaluated != expected && point_difference(world, &connection, flow, evaluated).is_none() {

@@ -7,52 +7,7 @@ use crate::schema::assert_described;
 use crate::{Files, Run};
 
 /// Three pods of a shop, and who may reach its database.
-pub(crate) const SHOP: &str = "
-kind: Namespace
-metadata: {name: shop, labels: {team: shop}}
----
-kind: Node
-metadata: {name: n1}
-status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
----
-kind: Pod
-metadata: {name: web, namespace: shop, labels: {app: web}}
-spec: {nodeName: n1, containers: [{name: app}]}
-status: {phase: Running, podIPs: [{ip: 10.0.1.5}, {ip: 'fd00:1::5'}]}
----
-kind: Pod
-metadata: {name: api, namespace: shop, labels: {app: api}}
-spec: {nodeName: n1, containers: [{name: app}]}
-status: {phase: Running, podIP: 10.0.1.6}
----
-kind: Pod
-metadata: {name: db, namespace: shop, labels: {app: db}}
-spec: {nodeName: n1, containers: [{name: app, ports: [{name: sql, containerPort: 5432}]}]}
-status: {phase: Running, podIPs: [{ip: 10.0.1.7}, {ip: 'fd00:1::7'}]}
----
-kind: NetworkPolicy
-metadata: {name: closed, namespace: shop}
-spec: {podSelector: {}, policyTypes: [Ingress]}
----
-kind: NetworkPolicy
-metadata: {name: db, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: db}}
-  ingress:
-  - from: [{podSelector: {matchLabels: {app: api}}}]
-    ports: [{port: sql}]
-  - from: [{ipBlock: {cidr: 10.0.1.0/24, except: [10.0.1.6/32]}}]
-    ports: [{port: 9000, endPort: 9010}]
----
-kind: Service
-metadata: {name: db, namespace: shop}
-spec: {clusterIP: 10.96.0.7, ports: [{port: 5432}]}
----
-kind: EndpointSlice
-metadata: {name: db-1, namespace: shop, labels: {kubernetes.io/service-name: db}}
-ports: [{port: 5432}]
-endpoints: [{addresses: [10.0.1.7]}, {addresses: [203.0.113.7]}]
-";
+const SHOP: &str = include_str!("../../../../docs/examples/shop.yaml");
 
 fn shop() -> Files {
     let files = Files::new();
@@ -143,7 +98,7 @@ fn what_is_not_there_and_what_does_not_fit_is_said() {
          shop/api   ingress     -       shop/closed\n\
          shop/api   egress      -       (not isolated)\n\
          shop/db    ingress     -       shop/closed, shop/db\n\
-         shop/db    egress      -       (not isolated)\n\
+         shop/db    egress      -       shop/out\n\
          shop/web   ingress     -       shop/closed\n\
          shop/web   egress      -       (not isolated)\n\
          evidence: manifests\n"
@@ -152,7 +107,47 @@ fn what_is_not_there_and_what_does_not_fit_is_said() {
     assert_eq!(list["items"].as_array().unwrap().len(), 2, "{list:#}");
     files.run("policy list nobody --manifests @shop.yaml").fails(3, &["no such pod"]);
     let status = document(&files.run("policy status --manifests @shop.yaml -o json"));
-    assert_eq!((&status["isolated_ingress"], &status["policies"]), (&json!(3), &json!(2)), "{status:#}");
+    assert_eq!((&status["isolated_ingress"], &status["policies"]), (&json!(3), &json!(3)), "{status:#}");
+}
+
+#[test]
+fn what_is_odd_is_found_and_what_a_change_would_do_is_told() {
+    let files = shop();
+    let lint = files.run("policy lint --manifests @shop.yaml -o json").fails(1, &["1 warning"]);
+    let found = document(&lint);
+    let found: Vec<Value> = found["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| json!([one["policy"], one["finding"], one["severity"]]))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            json!(["shop/db", "block-covers-pods", "note"]),
+            json!(["shop/out", "egress-without-dns", "warning"])
+        ]
+    );
+    let ok = files.run("policy lint --manifests @shop.yaml -n other");
+    assert_eq!(ok.exit, 0, "{ok:?}");
+    // One that lets everybody of the namespace in, and the end of one.
+    files.write(
+        "open.yaml",
+        "kind: NetworkPolicy\nmetadata: {name: open, namespace: shop}\nspec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}, {port: 81}]}]}\n",
+    );
+    let diff = files.run("policy diff --manifests @shop.yaml -f @open.yaml").fails(1, &[]);
+    assert_eq!(
+        diff.stdout,
+        "policy shop/open changes\nallowed: shop/api -> shop/web TCP 80-81\nevidence: manifests\n"
+    );
+    let diff = document(&files.run("policy diff --manifests @shop.yaml --delete shop/closed -o json"));
+    assert_eq!(diff["policies"], json!(["shop/closed"]), "{diff:#}");
+    assert!(diff["changes"].as_array().unwrap().iter().all(|one| one["allowed"] == true), "{diff:#}");
+    let freed: Vec<&Value> = diff["isolation"].as_array().unwrap().iter().map(|one| &one["pod"]).collect();
+    assert_eq!(freed, ["shop/api", "shop/web"]);
+    let same = files.run("policy diff --manifests @shop.yaml -f @shop.yaml").ok();
+    assert_eq!(same, "no verdict between pods changes\nevidence: manifests\n");
+    files.run("policy diff --manifests @shop.yaml").fails(2, &["--filename"]);
 }
 
 /// The agent's answer, and that of the snapshot which it has left.

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use facts::Peer;
 use facts::object::REDIRECTION;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use super::probes::ProbedPod;
 use super::{PlainPod, PlainWorld};
 
 /// A kind of object that policies go by.
@@ -100,12 +102,18 @@ impl PlainKind {
                 let addresses: Vec<IpAddr> = written.filter_map(|one| one.trim().parse().ok()).collect();
                 world.put_node(name, addresses);
             }
-            Self::Pod => world.put_pod(PlainPod {
-                namespace: namespace.into(),
-                name: name.into(),
-                is_enrolled: metadata.annotation(REDIRECTION) == Some("enabled"),
-                facts: read(object)?,
-            }),
+            Self::Pod => {
+                let facts: Peer = read(object)?;
+                // What asks how a pod is decides over no verdict, so that it may be odd.
+                let probed = read::<ProbedPod>(object).map(|pod| pod.ports(&facts)).unwrap_or_default();
+                world.probes.insert((namespace.into(), name.into()), probed);
+                world.put_pod(PlainPod {
+                    namespace: namespace.into(),
+                    name: name.into(),
+                    is_enrolled: metadata.annotation(REDIRECTION) == Some("enabled"),
+                    facts,
+                });
+            }
             Self::NetworkPolicy => world.put_networkpolicy(&read(object)?),
             Self::Service => world.put_service(namespace, name, read(object)?),
             Self::EndpointSlice => world.put_slice(namespace, name, read(object)?),
