@@ -249,6 +249,27 @@ mod tests {
         assert_eq!(of("two").map(|two| (two.gone, two.resolved)), Some((false, None)));
     }
 
+    /// Nor is it where a full comparison comes, hours later.
+    #[test]
+    fn a_pod_that_has_not_changed_since_it_has_settled_is_not_read_again() {
+        let pod = PodRef { namespace: "shop".to_owned(), name: "web".to_owned(), uid: "u".to_owned() };
+        let (mut namespace, begin, rules) =
+            (NetnsConflicts::default(), Instant::now(), Fingerprint::default());
+        let reads = |namespace: &mut NetnsConflicts, after: Duration| {
+            let unchanged = namespace.is_unchanged(Some(&pod), Some(&rules), &[], begin + after);
+            if !unchanged {
+                let found = ConflictsFound { rules: Some(rules.clone()), ..looked(Vec::new()) };
+                namespace.take(found, None, SystemTime::now());
+            }
+            !unchanged
+        };
+        assert!(reads(&mut namespace, Duration::ZERO) && reads(&mut namespace, SETTLED));
+        assert!(!reads(&mut namespace, 2 * SETTLED) && !reads(&mut namespace, 1000 * SETTLED));
+        namespace.routing_changed = true;
+        assert!(reads(&mut namespace, 1001 * SETTLED) && !reads(&mut namespace, 1002 * SETTLED));
+        assert!(!namespace.is_unchanged(Some(&pod), None, &[], begin + 1003 * SETTLED));
+    }
+
     #[test]
     fn whoever_wrote_it_is_named_also_where_that_is_heard_after_the_look() {
         let (mut namespace, now) = (NetnsConflicts::default(), SystemTime::now());
