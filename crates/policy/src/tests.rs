@@ -8,8 +8,13 @@ use proptest::prelude::*;
 use crate::verdict;
 use sample::{SampleFlow, SampleWorld};
 
+/// `PROPTEST_CASES` makes it long: `make soak PART=verdicts`.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(500)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     /// The verdict is that of a model that shares no line with it, not even how objects are read.
     #[test]

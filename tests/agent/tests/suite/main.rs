@@ -42,6 +42,7 @@ mod neighbours;
 mod policies;
 mod policy_iptables;
 mod policy_pods;
+mod policy_reuse;
 mod policy_storm;
 mod reboot;
 mod repair;
