@@ -1,6 +1,7 @@
 //! `policy`: what network policies mean.
 
 mod diff;
+mod dry_run;
 mod end;
 mod eval;
 mod explain;
@@ -29,6 +30,7 @@ enum PolicyVerb {
     Status(status::PolicyStatusArgs),
     Lint(lint::LintArgs),
     Diff(diff::PolicyDiffArgs),
+    DryRun(dry_run::DryRunArgs),
     Eval(eval::EvalArgs),
 }
 
@@ -40,6 +42,7 @@ impl PolicyArgs {
             PolicyVerb::Status(args) => args.run(),
             PolicyVerb::Lint(args) => args.run(),
             PolicyVerb::Diff(args) => args.run(),
+            PolicyVerb::DryRun(args) => args.run(),
             PolicyVerb::Eval(args) => args.run(),
         }
     }

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use cluster::news::ObjectKey;
 use cluster::{Cluster, Objects, Peers, Shared};
+use facts::networkpolicy::Isolation;
 use facts::{NetworkPolicy, PodRef};
-use policy::index::{LocalFacts, LocalName, PolicyEffect, PolicyIndex, TunnelJudge};
+use policy::index::{LocalFacts, LocalName, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge};
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
 use tokio::sync::watch;
 
@@ -149,7 +150,10 @@ impl PolicyState {
             EnforcementPoint::Node if self.tunnels.judge(&key) != TunnelJudge::Port => EnforcementPoint::Both,
             point => point,
         };
-        Ok(PreparedPod { classes, point })
+        let isolates =
+            |class: &Option<Arc<PolicyClass>>| class.as_ref().is_some_and(|class| self.index.isolates(class));
+        let isolation = Isolation { ingress: isolates(&classes.ingress), egress: isolates(&classes.egress) };
+        Ok(PreparedPod { classes, isolation, point })
     }
 
     /// The addresses of a pod are released: the next one may have them.

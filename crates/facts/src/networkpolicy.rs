@@ -19,6 +19,9 @@ pub use port::{NumberOrName, PolicyProtocol, Port, PortError};
 
 use crate::labels::{Selector, SelectorError};
 
+/// The annotation by which a policy is only tried out, and its value.
+pub const MODE: (&str, &str) = ("policy.cni.istio.io/mode", "audit");
+
 /// Most entries of a policy that count: rules, peers, ports, blocks and requirements of selectors together. An object that an API server
 /// stores has room for some more of the shortest.
 pub const MAX_ENTRIES: usize = 50_000;
@@ -35,6 +38,8 @@ pub struct NetworkPolicy {
     pub name: Box<str>,
     /// `metadata.generation`: another number after each change of what it says; 0 in a manifest.
     pub generation: u64,
+    /// Whether it is only tried out ([`MODE`]): what it would deny is counted and logged, and allowed.
+    pub is_tried_out: bool,
     /// The pods that it is about.
     pub subjects: Selector,
     /// What it says of traffic to them.

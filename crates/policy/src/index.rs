@@ -235,6 +235,12 @@ impl PolicyIndex {
         self.policies.get(name)
     }
 
+    /// Whether the policies of a class isolate its pods: not all of them are only tried out.
+    pub fn isolates(&self, class: &PolicyClass) -> bool {
+        let terms = class.policies.iter().filter_map(|name| self.policies.get(name));
+        terms.into_iter().any(|terms| terms.direction(class.direction).isolates(&terms.name))
+    }
+
     /// The sets that rules look into, with their members.
     pub fn sets(&self) -> impl Iterator<Item = (&Arc<PeerSet>, impl Iterator<Item = PeerMember> + '_)> {
         self.sets.iter()

@@ -55,6 +55,8 @@ pub struct PolicyTerms {
 pub struct DirectionTerms {
     /// Whether it selects its pods in this direction.
     pub applies: bool,
+    /// Whether it is only tried out: its pods are not isolated by it, and what it would deny is logged. What its rules allow is allowed.
+    pub is_tried_out: bool,
     /// Its rules, in the order in which they are written; empty where it does not apply.
     pub rules: Box<[RuleTerms]>,
 }
@@ -130,7 +132,7 @@ pub enum TrafficDirection {
 impl DirectionTerms {
     /// Whether its pods are isolated, where it is of a policy of this name.
     pub fn isolates(&self, name: &PolicyName) -> bool {
-        self.applies && name.section == Section::NetworkPolicy
+        self.applies && !self.is_tried_out && name.section == Section::NetworkPolicy
     }
 }
 
@@ -153,6 +155,11 @@ impl PolicyTerms {
 }
 
 impl PolicyName {
+    /// Of a NetworkPolicy.
+    pub fn of_networkpolicy(namespace: &str, name: &str) -> Self {
+        Self { section: Section::NetworkPolicy, namespace: namespace.into(), name: name.into() }
+    }
+
     /// The namespace that all of its pods are in, if that is sure whatever it says.
     pub fn only_namespace(&self) -> Option<&str> {
         (self.section == Section::NetworkPolicy).then_some(&*self.namespace)

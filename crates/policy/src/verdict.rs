@@ -36,6 +36,8 @@ pub struct Judgement {
     pub ground: Ground,
     /// The rule that would deny it, of a policy that is only tried out.
     pub audited: Option<RuleRef>,
+    /// NetworkPolicies that are only tried out: they would isolate the pod, and none of their rules allows it.
+    pub tried_out: Vec<PolicyName>,
 }
 
 /// Why a direction is allowed or denied.
@@ -169,7 +171,7 @@ impl Judgement {
 
 impl From<Ground> for Judgement {
     fn from(ground: Ground) -> Self {
-        Self { selecting: Vec::new(), ground, audited: None }
+        Self { selecting: Vec::new(), ground, audited: None, tried_out: Vec::new() }
     }
 }
 
@@ -226,7 +228,18 @@ impl<'w, W: PolicyWorld> End<'w, '_, W> {
             Ground::NoRuleMatched if flow.route == FlowRoute::Tunnel => self.tunnel(&class).unwrap_or(real),
             _ => real,
         };
-        Judgement { selecting, ground, audited }
+        let tried_out = self.tried_out(&class, &ground);
+        Judgement { selecting, ground, audited, tried_out }
+    }
+
+    /// The NetworkPolicies that would isolate the pod if they were not only tried out, where that decides.
+    fn tried_out(&self, class: &[&PolicyTerms], ground: &Ground) -> Vec<PolicyName> {
+        let is_before = |rule: &RuleRef| rule.policy.section <= Section::NetworkPolicy;
+        if matches!(ground, Ground::NoRuleMatched) || ground.rules().first().is_some_and(is_before) {
+            return Vec::new();
+        }
+        let of_np = class.iter().filter(|policy| policy.name.section == Section::NetworkPolicy);
+        of_np.map(|policy| policy.name.clone()).collect()
     }
 
     /// The policies that select a pod in this direction, in the order in which they are judged.
@@ -253,11 +266,12 @@ impl<'w, W: World> End<'w, '_, W> {
     }
 
     fn section(&self, policies: &[&PolicyTerms], traffic: Traffic) -> Outcome {
-        let isolates = policies.iter().any(|policy| policy.name.section == Section::NetworkPolicy);
+        let is_np = policies.iter().any(|policy| policy.name.section == Section::NetworkPolicy);
+        let isolates = policies.iter().any(|policy| policy.direction(self.direction).isolates(&policy.name));
         let mut matching = self.matching(policies, |ports| self.port(ports, traffic));
         match matching.next() {
             Some((first, RuleAction::Accept)) => {
-                let others = matching.filter(|_| isolates).map(|(rule, _)| rule);
+                let others = matching.filter(|_| is_np).map(|(rule, _)| rule);
                 Outcome::Decided(Ground::Accepted(std::iter::once(first).chain(others).collect()))
             }
             Some((first, RuleAction::Deny)) => Outcome::Decided(Ground::Denied(first)),

@@ -148,7 +148,7 @@ impl JudgedEnd {
         judgement: &Judgement,
         address: IpAddr,
     ) -> Self {
-        let Judgement { selecting, ground, audited } = judgement;
+        let Judgement { selecting, ground, audited, tried_out } = judgement;
         let unknown = is_unknown(known, address) && judgement.is_allowed();
         let missed = if judgement.is_allowed() {
             Vec::new()
@@ -182,7 +182,10 @@ impl JudgedEnd {
             } else {
                 MissedReport::all(known, direction, selecting, &missed)
             },
-            tried_out: audited.as_ref().map(ToString::to_string),
+            tried_out: audited
+                .as_ref()
+                .map(ToString::to_string)
+                .or_else(|| tried_out.first().map(|policy| format!("the isolation of {policy}"))),
             nearest,
         }
     }

@@ -123,7 +123,10 @@ fn rows_of(known: &KnownCluster, pod: &PlainPod) -> [SelectedPod; 2] {
             namespace: pod.namespace.to_string(),
             name: pod.name.to_string(),
             direction,
-            isolated: class.is_some(),
+            isolated: policies
+                .iter()
+                .filter_map(|name| known.world.policy(name))
+                .any(|terms| terms.direction(of).isolates(&terms.name)),
             policies: policies.iter().map(ToString::to_string).collect(),
             class: class.map(|class| format!("{:016x}", log_number(class))).unwrap_or_default(),
             point,

@@ -88,6 +88,7 @@ fn the_reference_is_what_the_program_prints() {
         "policy status",
         "policy lint",
         "policy diff",
+        "policy dry-run",
         "policy eval",
         "status",
         "gc",

@@ -145,6 +145,18 @@ fn what_is_odd_is_found_and_what_a_change_would_do_is_told() {
     assert!(diff["changes"].as_array().unwrap().iter().all(|one| one["allowed"] == true), "{diff:#}");
     let freed: Vec<&Value> = diff["isolation"].as_array().unwrap().iter().map(|one| &one["pod"]).collect();
     assert_eq!(freed, ["shop/api", "shop/web"]);
+    let dry = files.run("policy dry-run on shop/closed --manifests @shop.yaml").ok();
+    let command =
+        "kubectl annotate networkpolicy -n shop closed policy.cni.istio.io/mode=audit --overwrite\n";
+    assert!(dry.starts_with(command) && dry.contains("pods whose isolation changes: 2;"), "{dry}");
+    files
+        .run("policy dry-run off shop/none --manifests @shop.yaml")
+        .fails(3, &["policy shop/none is not known"]);
+    let tried = "{name: closed, namespace: shop, annotations: {policy.cni.istio.io/mode: audit}}";
+    files.write("tried.yaml", &SHOP.replace("{name: closed, namespace: shop}", tried));
+    let ask = "policy explain --manifests @tried.yaml --from shop/db --to shop/api --port 8080";
+    let text = files.run(ask).ok();
+    assert!(text.contains("tried out: the isolation of shop/closed would deny it"), "{text}");
     let same = files.run("policy diff --manifests @shop.yaml -f @shop.yaml").ok();
     assert_eq!(same, "no verdict between pods changes\nevidence: manifests\n");
     files.run("policy diff --manifests @shop.yaml").fails(2, &["--filename"]);

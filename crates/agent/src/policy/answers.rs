@@ -7,10 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use cluster::Cluster;
 use enforcement::{EnforcementPoint, KnownPolicies, PodToPrepare, Policies, PolicyStanding, PreparedPod};
-use facts::networkpolicy::Isolation;
 use facts::object::REDIRECTION;
 use facts::{LabelSet, PodRef};
-use policy::Section;
 use policy::index::{LocalName, PolicyClass};
 use policy::snapshot::PolicySnapshot;
 use rundir::policy::{
@@ -152,17 +150,13 @@ fn enforced_at(point: EnforcementPoint) -> EnforcedAt {
 }
 
 fn answer(prepared: &PreparedPod) -> PrepareAnswer {
-    let isolates = |class: &Option<Arc<PolicyClass>>| {
-        let mut policies = class.iter().flat_map(|class| &class.policies);
-        policies.any(|policy| policy.section == Section::NetworkPolicy)
-    };
     let named = |class: &Option<Arc<PolicyClass>>| {
         let policies = class.iter().flat_map(|class| &class.policies).map(ToString::to_string);
         policies.collect::<Vec<_>>().join(", ")
     };
     let classes = &prepared.classes;
     PrepareAnswer {
-        isolation: Isolation { ingress: isolates(&classes.ingress), egress: isolates(&classes.egress) },
+        isolation: prepared.isolation,
         // Rules come into a pod's own namespace once a process of the pod is there; until then it is guarded.
         in_force: prepared.point != EnforcementPoint::Pod,
         point: enforced_at(prepared.point),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use facts::networkpolicy::Isolation;
 use facts::{LabelSet, PodRef};
 use policy::index::PodClasses;
 
@@ -23,6 +24,8 @@ pub struct PodToPrepare {
 pub struct PreparedPod {
     /// The policies that select it.
     pub classes: PodClasses,
+    /// The directions in which they isolate it.
+    pub isolation: Isolation,
     /// Where they are enforced.
     pub point: EnforcementPoint,
 }

@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use super::{
-    Block, Entries, EntryRefusal, MAX_ENTRIES, NetworkPolicy, PolicyDirection, PolicyPeer, PolicyRule, Port,
-    Refused, port::NumberOrName,
+    Block, Entries, EntryRefusal, MAX_ENTRIES, MODE, NetworkPolicy, PolicyDirection, PolicyPeer, PolicyRule,
+    Port, Refused, port::NumberOrName,
 };
 use crate::labels::{Selector, WireSelector};
 use crate::mapping::Mapping;
@@ -22,6 +22,15 @@ struct Metadata {
     namespace: Option<Box<str>>,
     name: Option<Box<str>>,
     generation: Option<u64>,
+    annotations: Mapping<Annotations>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Annotations {
+    // The name of `MODE`.
+    #[serde(rename = "policy.cni.istio.io/mode")]
+    mode: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -81,7 +90,7 @@ struct Reader {
 
 impl Policy {
     pub(super) fn read(self) -> NetworkPolicy {
-        let Metadata { namespace, name, generation } = self.metadata.0;
+        let Metadata { namespace, name, generation, annotations } = self.metadata.0;
         let Mapping(spec) = self.spec.unwrap_or_default();
         let mut reader = Reader::default();
         let (subjects, whole_subjects) = reader.subjects(spec.pod_selector.unwrap_or_default());
@@ -101,6 +110,7 @@ impl Policy {
                 .unwrap_or_else(|| "default".into()),
             name: name.unwrap_or_default(),
             generation: generation.unwrap_or_default(),
+            is_tried_out: annotations.0.mode.is_some_and(|mode| mode == MODE.1),
             subjects,
             ingress: PolicyDirection { isolates: types.ingress || closed, rules: ingress },
             egress: PolicyDirection { isolates: types.egress || closed, rules: egress },

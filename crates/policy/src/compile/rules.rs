@@ -94,7 +94,7 @@ impl<'i> Compiler<'i> {
                 self.policy(terms, &mut known, &mut rules);
             }
             if section[0].section == Section::NetworkPolicy {
-                rules.extend(denials(class, self.logs));
+                rules.extend(self.denials(class));
             }
             chains.push(regular(name, rules));
         }
@@ -220,7 +220,7 @@ impl<'i> Compiler<'i> {
 
     /// What is at the end of a section that isolates.
     pub(super) fn denials(&self, class: &PolicyClass) -> Vec<Rule> {
-        denials(class, self.logs).collect()
+        denials(class, self.logs, self.index.isolates(class))
     }
 }
 
@@ -282,11 +282,13 @@ pub(super) fn regular(name: Cow<'static, str>, rules: Vec<Rule>) -> Chain {
 }
 
 /// The end of NetworkPolicies: what none of them allows.
-fn denials(class: &PolicyClass, logs: bool) -> impl Iterator<Item = Rule> {
+fn denials(class: &PolicyClass, logs: bool, isolates: bool) -> Vec<Rule> {
     let names = class.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let why = format!("no {} rule allows it of {names}", class.direction);
-    let log = logs.then(|| Rule::new(Vec::new(), log(LOG_PREFIX, class), why.clone()));
-    log.into_iter().chain([Rule::new(Vec::new(), Action::Drop, why)])
+    let prefix = if isolates { LOG_PREFIX } else { AUDIT_PREFIX };
+    let log = logs.then(|| Rule::new(Vec::new(), log(prefix, class), why.clone()));
+    let action = if isolates { Action::Drop } else { Action::Return };
+    log.into_iter().chain([Rule::new(Vec::new(), action, why)]).collect()
 }
 
 pub(super) fn key_type(set: &PeerSet, family: Family) -> KeyType {

@@ -137,7 +137,7 @@ impl Followed {
     fn rules_of(&self, pod: &LocalName) -> [Option<Vec<RuleTerms>>; 2] {
         let PodClasses { egress, ingress } = &self.pods[pod];
         [egress, ingress].map(|class| {
-            let class = class.as_ref()?;
+            let class = class.as_ref().filter(|class| self.index.isolates(class))?;
             let terms = class.policies.iter().map(|name| self.index.terms(name).unwrap());
             Some(terms.flat_map(|terms| terms.direction(class.direction).rules.iter().cloned()).collect())
         })

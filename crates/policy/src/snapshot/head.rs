@@ -82,8 +82,7 @@ fn isolated_by(
             anywhere.selects(pod.namespace, label_of_namespace, |_| None)
         }
     };
-    let isolates =
-        |terms: &DirectionTerms| selects && terms.applies && policy.name.section == Section::NetworkPolicy;
+    let isolates = |terms: &DirectionTerms| selects && terms.isolates(&policy.name);
     Some(Isolation { ingress: isolates(&policy.ingress), egress: isolates(&policy.egress) })
 }
 
@@ -98,7 +97,12 @@ pub(super) fn write(policy: &PolicyTerms, out: &mut SnapshotWriter) {
     out.word(&policy.name.namespace);
     out.word(&policy.name.name);
     for direction in [TrafficDirection::Ingress, TrafficDirection::Egress] {
-        out.word(if policy.direction(direction).applies { "yes" } else { "no" });
+        let DirectionTerms { applies, is_tried_out, .. } = policy.direction(direction);
+        out.word(match (applies, is_tried_out) {
+            (false, _) => "no",
+            (true, false) => "yes",
+            (true, true) => "try",
+        });
     }
     terms::write_pods(&policy.subjects, out);
 }
@@ -122,12 +126,13 @@ fn read_name(words: &mut SnapshotWords<'_>) -> Option<PolicyName> {
 
 fn read_named(name: PolicyName, words: &mut SnapshotWords<'_>) -> Option<PolicyTerms> {
     let mut direction = || {
-        let applies = match words.raw()? {
-            "yes" => true,
-            "no" => false,
+        let (applies, is_tried_out) = match words.raw()? {
+            "yes" => (true, false),
+            "try" => (true, true),
+            "no" => (false, false),
             _ => return None,
         };
-        Some(DirectionTerms { applies, ..DirectionTerms::default() })
+        Some(DirectionTerms { applies, is_tried_out, ..DirectionTerms::default() })
     };
     let (ingress, egress) = (direction()?, direction()?);
     Some(PolicyTerms { name, subjects: terms::read_pods(words)?, ingress, egress })

@@ -57,8 +57,7 @@ proptest! {
             let name = name_of(&pod);
             let classes = index.classes_of(&name).unwrap();
             let is_isolated = |class: &Option<std::sync::Arc<crate::index::PolicyClass>>| {
-                let of_np = |policy: &crate::PolicyName| policy.section == crate::Section::NetworkPolicy;
-                class.iter().any(|class| class.policies.iter().any(of_np))
+                class.as_ref().is_some_and(|class| index.isolates(class))
             };
             let labels = pod.facts.labels.to_map();
             let known = SubjectPod { namespace: &pod.namespace, labels: Some(&labels) };

@@ -46,7 +46,7 @@ pub fn tenant_section<W: World>(
         rules.before_tenants(around);
         rules.between_tenants(grants, around, world);
         rules.outside(around);
-        DirectionTerms { applies: true, rules: rules.found.into() }
+        DirectionTerms { applies: true, is_tried_out: false, rules: rules.found.into() }
     };
     Some(PolicyTerms {
         name: PolicyName { section: Section::Tenant, namespace: "".into(), name: name.clone() },

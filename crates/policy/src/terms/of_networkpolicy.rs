@@ -20,15 +20,15 @@ impl From<&NetworkPolicy> for PolicyTerms {
                 namespaces: NamespaceTerm::Named(namespace.clone()),
                 labels: policy.subjects.clone(),
             },
-            ingress: direction(namespace, &policy.ingress),
-            egress: direction(namespace, &policy.egress),
+            ingress: direction(policy, &policy.ingress),
+            egress: direction(policy, &policy.egress),
         }
     }
 }
 
-fn direction(namespace: &str, written: &PolicyDirection) -> DirectionTerms {
-    let rules = written.rules.iter().map(|rule| terms(namespace, rule)).collect();
-    DirectionTerms { applies: written.isolates, rules }
+fn direction(policy: &NetworkPolicy, written: &PolicyDirection) -> DirectionTerms {
+    let rules = written.rules.iter().map(|rule| terms(&policy.namespace, rule)).collect();
+    DirectionTerms { applies: written.isolates, is_tried_out: policy.is_tried_out && written.isolates, rules }
 }
 
 fn terms(namespace: &str, rule: &PolicyRule) -> RuleTerms {

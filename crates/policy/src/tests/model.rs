@@ -40,7 +40,10 @@ pub(crate) fn allowed(world: &SampleWorld, flow: &SampleFlow) -> [bool; 2] {
                 effective && rules.iter().any(|rule| rule_opens(world, policy, rule, flow, egress, real))
             })
         };
-        isolating.is_empty() || opens(true) || (flow.route == FlowRoute::Tunnel && opens(false))
+        // Those that are only tried out allow, and deny nothing.
+        isolating.iter().all(|policy| policy.tried_out)
+            || opens(true)
+            || (flow.route == FlowRoute::Tunnel && opens(false))
     };
     [may(source, true), may(destination, false)]
 }

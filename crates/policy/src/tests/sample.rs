@@ -39,6 +39,7 @@ pub(crate) struct SamplePolicy {
     pub(crate) namespace: &'static str,
     pub(crate) subjects: Vec<SampleTerm>,
     pub(crate) types: Vec<&'static str>,
+    pub(crate) tried_out: bool,
     pub(crate) ingress: Vec<SampleRule>,
     pub(crate) egress: Vec<SampleRule>,
 }
@@ -185,15 +186,16 @@ fn policy() -> impl Strategy<Value = SamplePolicy> {
         3 => Just(vec![]), 3 => Just(vec!["Ingress"]), 3 => Just(vec!["Egress"]), 3 => Just(vec!["Egress", "Ingress"]),
         1 => Just(vec!["Ingress", "egress"]),
     ];
-    (select(&NAMESPACES[..]), selector(), types, vec(rule(), 0..=2), vec(rule(), 0..=2)).prop_map(
-        |(namespace, subjects, types, ingress, egress)| SamplePolicy {
+    let tried_out = prop_oneof![5 => Just(false), 1 => Just(true)];
+    (select(&NAMESPACES[..]), selector(), (types, tried_out), vec(rule(), 0..=2), vec(rule(), 0..=2))
+        .prop_map(|(namespace, subjects, (types, tried_out), ingress, egress)| SamplePolicy {
             namespace,
             subjects,
             types,
+            tried_out,
             ingress,
             egress,
-        },
-    )
+        })
 }
 
 pub(crate) fn pod() -> impl Strategy<Value = SamplePod> {
@@ -285,7 +287,10 @@ impl SamplePolicy {
             let rules: Vec<Value> = rules.iter().map(|rule| rule.json(peers)).collect();
             spec[field] = json!(rules);
         }
-        let metadata = json!({"namespace": self.namespace, "name": format!("n{number}")});
+        let mut metadata = json!({"namespace": self.namespace, "name": format!("n{number}")});
+        if self.tried_out {
+            metadata["annotations"] = json!({"policy.cni.istio.io/mode": "audit"});
+        }
         serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
     }
 }

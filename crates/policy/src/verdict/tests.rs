@@ -55,7 +55,11 @@ fn policy(section: Section, rules: &[(u16, RuleAction)]) -> PolicyTerms {
     PolicyTerms {
         name: PolicyName { section, namespace: "x".into(), name: "p".into() },
         subjects: PodTerm { namespaces: NamespaceTerm::Named("x".into()), labels: Selector::default() },
-        ingress: DirectionTerms { applies: true, rules: rules.iter().map(rule).collect() },
+        ingress: DirectionTerms {
+            applies: true,
+            is_tried_out: false,
+            rules: rules.iter().map(rule).collect(),
+        },
         egress: DirectionTerms::default(),
     }
 }
