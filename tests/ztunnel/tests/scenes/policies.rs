@@ -112,8 +112,8 @@ fn judged(native_nftables: &str) {
             api.set_pod(shop.object(&[("app", "shop"), (testkit::mesh::MODE, mode)], true));
             town.mesh.wait_annotation(&shop, is_in.then_some("enabled")).unwrap();
             eventually("rules judge the tunnel where there is one", PATIENCE, || {
-                let found = [rules(&shop).contains("istio-np-"), node(&town).contains("-e\n")];
-                ensure!(found == [is_in; 2], "{found:?}\n{}\n{}", rules(&shop), node(&town));
+                let found = [rules(&shop).contains("istio-np-"), node(&town, &shop).contains("-e\n")];
+                ensure!(found == [is_in; 2], "{found:?}\n{}\n{}", rules(&shop), node(&town, &shop));
                 Ok(())
             })
             .unwrap();
@@ -135,8 +135,12 @@ fn rules(pod: &MeshPod) -> String {
     nft + &pod.netns.run(&mut Command::new("iptables-save")).unwrap()
 }
 
-/// Where the node leads packets to pods.
-fn node(town: &Town) -> String {
-    let line = "nft list map inet istio-policy-mangle istio-np-ingress-v4 2>&1 | tr -s ' ,}' '\\n' || true";
-    town.mesh.host.run(Command::new("sh").args(["-c", line])).unwrap()
+/// The chains to which the node leads packets to a pod, in either backend; those that open the tunnel end with `-e`.
+fn node(town: &Town, pod: &MeshPod) -> String {
+    let line = format!(
+        "nft list map inet istio-policy-mangle istio-np-ingress-v4 2>/dev/null | tr -s ' ,}}' '\\n'; \
+         ipset save | sed -n 's/^add \\(istio-np-[0-9a-f]*-e\\)-4 {}$/\\1/p'",
+        pod.ip
+    );
+    town.mesh.host.run(Command::new("sh").args(["-c", &line])).unwrap()
 }
