@@ -1,6 +1,7 @@
 //! What the enforcement of policies needs of this agent.
 
 mod answers;
+mod cuts;
 mod denials;
 mod node_point;
 mod pod_point;
@@ -19,6 +20,7 @@ use crate::policy_socket::PolicyHandle;
 use crate::run::Agent;
 
 use answers::PolicyAnswers;
+pub(crate) use cuts::NarrowedAddresses;
 pub(crate) use denials::{DenialParts, DenialReader};
 pub(crate) use node_point::{NodePoint, node_settings};
 pub(crate) use pod_point::{PodPointKeeper, PodPointParts, PodPolicyPoint};
@@ -41,7 +43,10 @@ pub(crate) fn started(run_dir: PathBuf) -> StartedPods {
 impl Agent {
     /// Enforces policies, or removes what an earlier agent left that did.
     pub(crate) fn enforce_policies(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> AbortHandle {
-        self.denials.iter().for_each(|denials| drop(tasks.spawn(denials.clone().live())));
+        if let Some(denials) = &self.denials {
+            tasks.spawn(denials.clone().live());
+            denials.cutter().map(|cutter| tasks.spawn(cutter.live()));
+        }
         match self.policies.clone() {
             Some(policies) => tasks.spawn(policies.live()),
             None => {

@@ -164,14 +164,13 @@ impl Agent {
         process::raise_open_files(&log);
         let config = AgentConfig::new(&options, &variable)?;
         tell_start(&log, &options, &config.node);
-        let is_ambient = !config.ambient.is_off;
         let health = Arc::new(Health::of(&parts(&config)));
         health.ready(HealthPart::Configuration);
         if config.conflicts_block_ready {
             // Until one is found.
             health.ready(HealthPart::Conflicts);
         }
-        let metrics = Arc::new(Metrics::new(is_ambient, journal.clone())?);
+        let metrics = Arc::new(Metrics::new(!config.ambient.is_off, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);
         let mut wanted = Wanted::default();
         let watches = config.policy.as_ref().map(|_| PolicyWatches::new(&mut wanted));
@@ -188,6 +187,7 @@ impl Agent {
             events: &events,
             facts: &kept_facts,
             slots: Arc::default(),
+            narrowed: Arc::default(),
         };
         let verifier = shared.verifier();
         let ambient = shared.ambient(&verifier);

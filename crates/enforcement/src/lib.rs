@@ -16,6 +16,7 @@ mod state;
 mod tunnels;
 mod world;
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use cluster::kind::NetworkPolicies;
 use cluster::news::ObjectKey;
 use cluster::{Cluster, ObjectSelection, Objects, Peers, Shared, Wanted};
 use facts::{NetworkPolicy, PodRef};
+use policy::PolicyFlow;
 use policy::index::LocalName;
 use policy::snapshot::PolicySnapshot;
 use rundir::denials::DenialRecord;
@@ -129,6 +131,8 @@ enum Request {
     Snapshot(oneshot::Sender<Option<PolicySnapshot>>),
     /// And gives the batch back.
     Denied(DenialBatch, oneshot::Sender<(DenialBatch, Vec<DenialRecord>)>),
+    /// Connections, and the own node's addresses.
+    Judge(Vec<PolicyFlow>, Arc<[IpAddr]>, oneshot::Sender<Vec<bool>>),
     /// With so many pods at most.
     Known(usize, oneshot::Sender<Option<KnownPolicies>>),
     Tunnel(TunnelRequest),
@@ -248,6 +252,14 @@ impl Policies {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Which of these connections policies deny by now, in their order; `node` are the own node's addresses.
+    pub async fn judge(&self, flows: Vec<PolicyFlow>, node: Arc<[IpAddr]>) -> Vec<bool> {
+        let (answer, answered) = oneshot::channel();
+        // There is nobody to ask any more.
+        let _ = self.requests.send(Request::Judge(flows, node, answer)).await;
+        answered.await.unwrap_or_default()
+    }
+
     /// Another number after each turn, in which something may have changed. It ends with the task.
     pub fn turns(&self) -> watch::Receiver<u64> {
         self.turns.subscribe()
@@ -363,6 +375,7 @@ impl PolicyState {
                 let _ = answer.send(());
             }
             Some(Request::Snapshot(answer)) => drop(answer.send(self.snapshot())),
+            Some(Request::Judge(flows, node, answer)) => drop(answer.send(self.judge(&flows, &node))),
             Some(Request::Denied(batch, answer)) => {
                 let records = self.denied(&batch);
                 drop(answer.send((batch, records)));

@@ -1,6 +1,7 @@
 //! What is told of enforcing: to the log's reader, to metrics, as Events.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use facts::NetworkPolicy;
@@ -30,6 +31,8 @@ pub enum PolicyNews<'a> {
     /// A pod may not reach a Service, because some of its endpoints are denied and where the pod is judged they cannot be told apart. Once for
     /// all pods that the same policies select.
     Mixed(&'a LocalName, &'a MixedService),
+    /// Connections from or to these addresses may be denied now that were allowed.
+    Narrowed(&'a [IpAddr]),
     /// How many there are of what is counted.
     Counted(&'a PolicyCounts),
 }

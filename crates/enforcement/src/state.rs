@@ -321,6 +321,7 @@ impl PolicyState {
         // Who is behind adopts everything, and that with it.
         if !effects.is_empty() && !self.behind {
             self.behind = !self.points.apply(effects, &self.index);
+            self.tell_narrowed(effects);
         }
     }
 
@@ -342,6 +343,7 @@ impl PolicyState {
             self.points.adopt(&self.index)?;
             self.behind = false;
             self.count();
+            self.tell_all_narrowed();
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ use telemetry::Scope;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::MissedTickBehavior;
 
+use super::cuts::{FlowCutter, NarrowedAddresses};
 use crate::ambient::{AmbientConfig, open_host};
 use crate::events::Events;
 use crate::verification::NetnsWatch;
@@ -49,6 +50,8 @@ pub(crate) struct DenialParts {
     pub(crate) rejects: bool,
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Of connections that end when they are denied; nothing where they go on.
+    pub(crate) narrowed: Option<Arc<NarrowedAddresses>>,
     pub(crate) log: Scope,
 }
 
@@ -91,6 +94,13 @@ enum DeafError {
 impl DenialReader {
     pub(crate) fn new(parts: DenialParts) -> Arc<Self> {
         Arc::new(Self { parts, told: Mutex::default() })
+    }
+
+    /// Who ends connections that are denied from now on.
+    pub(crate) fn cutter(&self) -> Option<Arc<FlowCutter>> {
+        let DenialParts { policies, narrowed, config, log, .. } = &self.parts;
+        let (policies, config, log) = (policies.clone(), config.clone(), log.clone());
+        Some(Arc::new(FlowCutter { policies, narrowed: narrowed.clone()?, config, log }))
     }
 
     /// What is known of denials.

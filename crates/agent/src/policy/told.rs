@@ -10,6 +10,7 @@ use policy::MixedService;
 use policy::index::LocalName;
 use telemetry::Scope;
 
+use super::cuts::NarrowedAddresses;
 use crate::events::Events;
 use crate::health::{Health, HealthPart};
 use metrics::Metrics;
@@ -28,6 +29,8 @@ pub(crate) struct PolicyTeller {
     pub(crate) events: Arc<Events>,
     pub(crate) cluster: Cluster,
     pub(crate) log: Scope,
+    /// Connections of these are looked at; nothing where they go on.
+    pub(crate) narrowed: Option<Arc<NarrowedAddresses>>,
     /// When an Event about the node was written last.
     pub(crate) written: Mutex<Option<Instant>>,
 }
@@ -46,6 +49,9 @@ impl PolicyTeller {
             PolicyNews::Repaired(at, look) => self.repaired(at, look),
             PolicyNews::Refused { policy, selects } => self.refused(policy, selects),
             PolicyNews::Mixed(pod, service) => self.mixed(pod, service),
+            PolicyNews::Narrowed(addresses) => {
+                self.narrowed.iter().for_each(|narrowed| narrowed.add(addresses));
+            }
             PolicyNews::Counted(counts) => {
                 let pods = counts.pods.iter().map(|((at, isolated), pods)| (at.name(), *isolated, *pods));
                 metrics.policy_pods(pods);

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::{Cluster, Writer};
-use enforcement::{DenialBook, Policies, PolicyParts, PolicyPoint, PolicyWatches};
+use enforcement::{DenialBook, PointChoice, Policies, PolicyParts, PolicyPoint, PolicyWatches};
 use telemetry::{Journal, Scope};
 use tokio::sync::Notify;
 
@@ -16,8 +16,8 @@ use crate::events::Events;
 use crate::health::Health;
 use crate::kept_facts::KeptFacts;
 use crate::policy::{
-    DenialParts, DenialReader, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint, PolicyTeller,
-    PolicyTunnels, node_settings, started,
+    DenialParts, DenialReader, NarrowedAddresses, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint,
+    PolicyTeller, PolicyTunnels, node_settings, started,
 };
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
@@ -38,6 +38,8 @@ pub(super) struct SharedParts<'a> {
     pub(super) events: &'a Arc<Events>,
     pub(super) facts: &'a Arc<KeptFacts>,
     pub(super) slots: Arc<Slots>,
+    /// Addresses whose connections policies may deny by now.
+    pub(super) narrowed: Arc<NarrowedAddresses>,
 }
 
 impl SharedParts<'_> {
@@ -121,6 +123,7 @@ impl SharedParts<'_> {
             events: self.events.clone(),
             cluster: self.cluster.clone(),
             log: log.clone(),
+            narrowed: self.narrowed(),
             written: Mutex::default(),
         };
         let parts = PolicyParts {
@@ -144,9 +147,15 @@ impl SharedParts<'_> {
         Some((policies, keeper))
     }
 
+    /// Connections end only where rules of the node judge them.
+    fn narrowed(&self) -> Option<Arc<NarrowedAddresses>> {
+        let policy = self.config.policy.as_ref()?;
+        (policy.cuts && policy.point != PointChoice::Pod).then(|| self.narrowed.clone())
+    }
+
     /// What hears of denials, where policies are enforced.
     pub(super) fn denials(&self, policies: Option<&Policies>) -> Option<Arc<DenialReader>> {
-        let (policies, policy) = (policies?.clone(), self.config.policy.as_ref()?);
+        let policies = policies?.clone();
         let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let run = format!("{}-{}", std::process::id(), begun.as_micros());
         Some(DenialReader::new(DenialParts {
@@ -154,7 +163,9 @@ impl SharedParts<'_> {
             book: Arc::new(DenialBook::new(&self.config.node, run)),
             cluster: self.cluster.clone(),
             config: self.config.ambient.clone(),
-            rejects: policy.rejects,
+            // What policies deny is dropped without an answer.
+            rejects: false,
+            narrowed: self.narrowed(),
             events: self.events.clone(),
             metrics: self.metrics.clone(),
             log: self.journal.scope("policy"),

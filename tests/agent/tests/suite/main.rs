@@ -40,6 +40,7 @@ mod mesh_verify_many;
 mod mesh_waiting;
 mod neighbours;
 mod policies;
+mod policy_cuts;
 mod policy_iptables;
 mod policy_pods;
 mod policy_reuse;
