@@ -3,6 +3,7 @@
 mod answers;
 mod cuts;
 mod denials;
+mod looker;
 mod node_point;
 mod pod_point;
 mod told;
@@ -48,7 +49,12 @@ impl Agent {
             denials.cutter().map(|cutter| tasks.spawn(cutter.live()));
         }
         match self.policies.clone() {
-            Some(policies) => tasks.spawn(policies.live()),
+            Some(policies) => {
+                if let Some(keeper) = self.pod_point.clone() {
+                    tasks.spawn(looker::live(policies.clone(), keeper, self.cluster.clone()));
+                }
+                tasks.spawn(policies.live())
+            }
             None => {
                 let agent = self.clone();
                 tasks.spawn(async move { agent.leave_policies().await })

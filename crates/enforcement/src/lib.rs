@@ -7,13 +7,16 @@
 mod changes;
 mod config;
 mod denials;
+mod entry;
 mod news;
 mod pod_book;
 mod point;
 mod points;
 mod services;
+mod sight;
 mod state;
 mod tunnels;
+mod waking;
 mod world;
 
 use std::net::IpAddr;
@@ -35,15 +38,18 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use changes::Inbox;
 pub use config::{PointChoice, PolicyConfig, Unprepared};
 pub use denials::{CountedDenials, DenialBatch, DenialBook, DenialEvent, DenialEvents, DeniedPacket};
+pub use entry::{EntryMaker, EntryPoint, HostOpener};
 pub use news::{PolicyCounts, PolicyNews, PolicyStanding};
 pub use pod_book::{PodBook, PodJob, SetContent, SetJob};
-pub use point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
+pub use point::{EnforcementPoint, PointCharge, PointError, PointLook, PolicyPoint};
 use points::Points;
 pub use services::ClassServices;
 use services::ServiceStores;
+pub use sight::{AttachedPod, NodeSight, UnseenReason};
 use state::{FollowStage, PolicySources, PolicyState};
-pub use state::{KnownPolicies, NotPrepared, PodToPrepare, PreparedPod};
+pub use state::{KnownPolicies, NotPrepared, PodNetwork, PodToPrepare, PreparedPod};
 pub use tunnels::TunnelEntry;
+pub use waking::Waker;
 use world::LocalPods;
 pub use world::StartedPod;
 
@@ -85,6 +91,8 @@ pub struct PolicyParts {
     pub node_point: PointMaker,
     /// The same in those of pods.
     pub pod_point: PointMaker,
+    /// What stands where packets of pods enter the node.
+    pub entry: EntryMaker,
     /// Points tell by it that somebody has committed rules where theirs are.
     pub disturbed: Arc<Notify>,
     /// Is told how it goes. It must not wait.
@@ -112,6 +120,7 @@ pub struct Policies {
     requests: mpsc::Sender<Request>,
     turns: Arc<watch::Sender<u64>>,
     standing: Arc<Mutex<PolicyStanding>>,
+    untested: Arc<watch::Sender<std::collections::BTreeSet<LocalName>>>,
     /// Taken by the task.
     asked: Arc<Mutex<Option<mpsc::Receiver<Request>>>>,
 }
@@ -128,6 +137,7 @@ struct Turn {
 enum Request {
     Prepare(PodToPrepare, oneshot::Sender<Result<PreparedPod, NotPrepared>>),
     Release(PodRef, oneshot::Sender<()>),
+    Look(AttachedPod, oneshot::Sender<()>),
     Snapshot(oneshot::Sender<Option<PolicySnapshot>>),
     /// And gives the batch back.
     Denied(DenialBatch, oneshot::Sender<(DenialBatch, Vec<DenialRecord>)>),
@@ -175,7 +185,7 @@ impl Policies {
         let asked = Arc::new(Mutex::new(Some(requests)));
         let (parts, sources, turns) = (Arc::new(parts), Arc::new(sources), Arc::default());
         let standing = Arc::new(Mutex::new(PolicyStanding::NotListed));
-        Self { parts, sources, requests: sender, turns, standing, asked }
+        Self { parts, sources, requests: sender, turns, standing, untested: Arc::default(), asked }
     }
 
     /// A pod is about to start. When this is answered its rules are in force, and its neighbours on this node know its addresses.
@@ -276,9 +286,10 @@ impl Policies {
     }
 
     fn state(&self) -> PolicyState {
-        let PolicyParts { config, node, manifests, started, node_point, pod_point, told, log, .. } =
+        let PolicyParts { config, node, manifests, started, node_point, pod_point, entry, told, log, .. } =
             &*self.parts;
-        let points = Points::new(config.point, node_point(), pod_point(), told.clone(), log.clone());
+        let points =
+            Points::new(config.point, [node_point(), pod_point()], entry(), told.clone(), log.clone());
         PolicyState::new(self.sources.clone(), started.clone(), LocalPods::new(node, *manifests), points)
     }
 
@@ -330,6 +341,7 @@ impl Policies {
             failures = if done.is_ok() { 0 } else { failures + 1 };
             retry = done.is_err().then(|| Instant::now() + RETRY.pause(failures));
             self.tell(&state, done);
+            state.tell_untested(&self.untested);
             if !is_question {
                 self.turns.send_modify(|number| *number += 1);
             }
@@ -363,7 +375,7 @@ impl PolicyState {
         if sweeps {
             self.sweep();
         }
-        let done = self.turn().and_then(|()| look.map_or(Ok(()), |look| self.verify(look)));
+        let mut done = self.turn().and_then(|()| look.map_or(Ok(()), |look| self.verify(look)));
         match request {
             None => {}
             Some(Request::Prepare(starting, answer)) => {
@@ -382,6 +394,10 @@ impl PolicyState {
             }
             Some(Request::Tunnel(request)) => self.act_on_tunnel(request),
             Some(Request::Known(most, answer)) => drop(answer.send(self.known(most))),
+            Some(Request::Look(at, answer)) => {
+                done = done.and(self.look(&at));
+                let _ = answer.send(());
+            }
         }
         done
     }

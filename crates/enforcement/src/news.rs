@@ -9,6 +9,7 @@ use policy::MixedService;
 use policy::index::{LocalName, PeerSet, PolicyIndex};
 
 use super::point::{EnforcementPoint, PointLook};
+use super::points::Points;
 
 /// Something that others may want to know.
 #[derive(Debug)]
@@ -53,6 +54,8 @@ pub enum PolicyStanding {
 pub struct PolicyCounts {
     /// Pods, by where their policies are enforced, and whether any isolates them.
     pub pods: BTreeMap<(EnforcementPoint, bool), usize>,
+    /// Pods whose packets the node's rules do not see, by the name of the reason.
+    pub unseen: BTreeMap<&'static str, usize>,
     /// Addresses of pods that peers are.
     pub peers: usize,
     /// Addresses with ports that have names.
@@ -66,10 +69,13 @@ pub struct PolicyCounts {
 // === impl PolicyCounts ===
 
 impl PolicyCounts {
-    pub(super) fn of(index: &PolicyIndex, refused: usize, at: EnforcementPoint) -> Self {
+    pub(super) fn of(index: &PolicyIndex, refused: usize, points: &Points) -> Self {
         let mut counts = Self { refused, ..Self::default() };
-        for (.., classes) in index.pods() {
-            *counts.pods.entry((at, classes.iter().next().is_some())).or_default() += 1;
+        for (_, reason) in points.unseen() {
+            *counts.unseen.entry(reason.name()).or_default() += 1;
+        }
+        for (pod, _, classes) in index.pods() {
+            *counts.pods.entry((points.of(pod), classes.iter().next().is_some())).or_default() += 1;
         }
         for (set, members) in index.sets() {
             let members = members.count();

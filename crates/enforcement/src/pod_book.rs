@@ -16,6 +16,8 @@ use policy::index::{
 };
 use ruleset::{Backend, Element, Family, Key, SetDelta};
 
+use super::point::PointCharge;
+
 /// See the module.
 #[derive(Debug)]
 pub struct PodBook {
@@ -110,13 +112,13 @@ impl PodBook {
         &mut self,
         index: &PolicyIndex,
         node: Vec<IpAddr>,
-        pods: &dyn Fn(&LocalName) -> bool,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
     ) -> Vec<LocalName> {
         self.node = node;
         self.sets = index.sets().map(|(set, members)| (set.clone(), members.collect())).collect();
         let mut wanted = BTreeMap::new();
         for (name, facts, classes) in index.pods() {
-            let scope = PodScope::of(pods(name), facts.tunnel);
+            let scope = PodScope::of(pods(name) == PointCharge::Its, facts.tunnel);
             if scope != PodScope::default() {
                 wanted.insert(name, (classes, scope));
             }
@@ -146,6 +148,14 @@ impl PodBook {
     /// A pod has another namespace than before, in which nothing is known to be.
     pub fn moved(&mut self, name: &LocalName) {
         self.pods.get_mut(name).into_iter().for_each(|pod| pod.loaded = None);
+    }
+
+    /// From now on it is known whether a pod's policies are enforced in its namespace, whatever was there.
+    pub fn settle(&mut self, name: &LocalName, is_its: bool, index: &PolicyIndex) {
+        self.look_at(name.clone());
+        if let Some((_, facts, classes)) = index.pods().find(|(pod, ..)| *pod == name) {
+            self.set_pod(name, classes, PodScope::of(is_its, facts.tunnel), index);
+        }
     }
 
     /// Takes what an event changes; `pods` as in [`Self::adopt`]. Gives the pods with which there is something to do.

@@ -6,6 +6,7 @@ use std::fmt;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 
 use super::services::ClassServices;
+use super::sight::AttachedPod;
 
 /// Keeps what a kernel has of policies as an index says it. It is called by one thread at a time, and may take as long as the kernel does.
 pub trait PolicyPoint: Send {
@@ -15,7 +16,11 @@ pub trait PolicyPoint: Send {
     ///
     /// # Errors
     /// Not all of it was done. It is tried again.
-    fn adopt(&mut self, index: &PolicyIndex, pods: &dyn Fn(&LocalName) -> bool) -> Result<(), PointError>;
+    fn adopt(
+        &mut self,
+        index: &PolicyIndex,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
+    ) -> Result<(), PointError>;
 
     /// Carries out what an event changes, in the order of the effects. The index is as it is after the event. `pods` says whose policies are enforced
     /// here.
@@ -37,6 +42,14 @@ pub trait PolicyPoint: Send {
         Ok(())
     }
 
+    /// From now on it is known whether a pod's policies are enforced here, and what is left of an earlier time goes.
+    ///
+    /// # Errors
+    /// As of [`Self::apply`].
+    fn settle(&mut self, _: &AttachedPod, _: bool, _: &PolicyIndex) -> Result<(), PointError> {
+        Ok(())
+    }
+
     /// Looks whether the kernel has what it was given still, and puts it right. Whether it had to.
     ///
     /// # Errors
@@ -44,6 +57,17 @@ pub trait PolicyPoint: Send {
     fn verify(&mut self, _: &PolicyIndex, _: PointLook) -> Result<bool, PointError> {
         Ok(false)
     }
+}
+
+/// Whether a pod's policies are enforced at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PointCharge {
+    /// They are.
+    Its,
+    /// They are not: nothing of ours is left for the pod.
+    Others,
+    /// That is not known yet: what is there stays.
+    Unsettled,
 }
 
 /// How thoroughly a point looks at what the kernel has.

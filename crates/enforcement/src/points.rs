@@ -1,19 +1,29 @@
 //! Which point enforces the policies of which pod.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use policy::index::{LocalName, PolicyEffect, PolicyIndex, TunnelJudge};
 use telemetry::Scope;
 
 use super::PolicyListener;
 use super::config::PointChoice;
+use super::entry::EntryPoint;
 use super::news::PolicyNews;
-use super::point::{EnforcementPoint, PointError, PointLook, PolicyPoint};
+use super::point::{EnforcementPoint, PointCharge, PointError, PointLook, PolicyPoint};
 use super::services::ClassServices;
+use super::sight::{AttachedPod, NodeSight, UnseenReason};
 
-/// Both points. Sets and classes are kept at both, a pod's rules at its own.
+/// Both points. Sets and classes are kept at both. The node's has the rules of all pods, those too that it was not seen to see: what comes by there
+/// all the same is judged. A pod has rules of its own where the node does not see it, and keeps what it has until that was tested.
 pub(super) struct Points {
     choice: PointChoice,
     node: Box<dyn PolicyPoint>,
     pod: Box<dyn PolicyPoint>,
+    entry: EntryPoint,
+    /// What tests came to, of pods that there are.
+    sights: BTreeMap<LocalName, NodeSight>,
+    /// Pods whose packets are to be tested, for the first time or again.
+    untested: BTreeSet<LocalName>,
     told: PolicyListener,
     log: Scope,
 }
@@ -21,12 +31,13 @@ pub(super) struct Points {
 impl Points {
     pub(super) fn new(
         choice: PointChoice,
-        node: Box<dyn PolicyPoint>,
-        pod: Box<dyn PolicyPoint>,
+        [node, pod]: [Box<dyn PolicyPoint>; 2],
+        entry: EntryPoint,
         told: PolicyListener,
         log: Scope,
     ) -> Self {
-        Self { choice, node, pod, told, log }
+        let (sights, untested) = (BTreeMap::new(), BTreeSet::new());
+        Self { choice, node, pod, entry, sights, untested, told, log }
     }
 
     /// Who hears how enforcing goes.
@@ -34,17 +45,25 @@ impl Points {
         (self.told)(news);
     }
 
-    /// Where the policies of pods are enforced that are not known.
-    pub(super) fn usual(&self) -> EnforcementPoint {
-        match self.choice {
-            PointChoice::Auto | PointChoice::Node => EnforcementPoint::Node,
-            PointChoice::Pod => EnforcementPoint::Pod,
+    /// Where the policies of a pod are enforced.
+    pub(super) fn of(&self, pod: &LocalName) -> EnforcementPoint {
+        match is_in_pod(self.choice, self.sights.get(pod)) {
+            true => EnforcementPoint::Pod,
+            false => EnforcementPoint::Node,
         }
     }
 
-    /// Where the policies of a pod are enforced.
-    pub(super) fn of(&self, _pod: &LocalName) -> EnforcementPoint {
-        self.usual()
+    /// Why the node does not see a pod's packets, if that is where its policies are enforced for.
+    pub(super) fn unseen(&self) -> impl Iterator<Item = (&LocalName, &UnseenReason)> {
+        self.sights.iter().filter_map(|(pod, sight)| match sight {
+            NodeSight::Unseen(reason) => Some((pod, reason)),
+            NodeSight::Seen => None,
+        })
+    }
+
+    /// Pods that are to be handed to [`Self::look`].
+    pub(super) fn untested(&self) -> &BTreeSet<LocalName> {
+        &self.untested
     }
 
     /// Whether something of a pod is judged in its own namespace.
@@ -63,48 +82,135 @@ impl Points {
 
     /// See [`PolicyPoint::adopt`].
     pub(super) fn adopt(&mut self, index: &PolicyIndex) -> Result<(), PointError> {
-        let choice = self.choice;
-        let node = choice != PointChoice::Pod;
-        self.node.adopt(index, &|_| node)?;
-        self.pod.adopt(index, &|_| !node)
+        if self.choice != PointChoice::Pod {
+            let known: BTreeSet<&LocalName> = index.pods().map(|(pod, ..)| pod).collect();
+            self.sights.retain(|pod, _| known.contains(pod));
+            let is_new = |pod: &&LocalName| !self.sights.contains_key(*pod);
+            self.untested = known.into_iter().filter(is_new).cloned().collect();
+        }
+        let at_node = if self.choice == PointChoice::Pod { PointCharge::Others } else { PointCharge::Its };
+        self.node.adopt(index, &|_| at_node)?;
+        // The node's point may have removed all of the owner's tables.
+        self.entry.distrust();
+        if index.pods().next().is_none() {
+            self.entry.clear()?;
+        }
+        let (choice, sights) = (self.choice, &self.sights);
+        self.pod.adopt(index, &|pod| {
+            let is_isolated = || index.classes_of(pod).is_some_and(|classes| classes.iter().next().is_some());
+            match (choice, sights.get(pod)) {
+                (choice, sight) if is_in_pod(choice, sight) => PointCharge::Its,
+                (PointChoice::Auto, None) if is_isolated() => PointCharge::Unsettled,
+                _ => PointCharge::Others,
+            }
+        })
+    }
+
+    /// Tests whether the node sees a pod, and enforces its policies where that says.
+    pub(super) fn look(&mut self, at: &AttachedPod, index: &PolicyIndex) -> Result<(), PointError> {
+        if self.choice == PointChoice::Pod {
+            return Ok(());
+        }
+        let sight = self.entry.look(at);
+        self.untested.remove(&at.pod);
+        let before = self.sights.insert(at.pod.clone(), sight.clone());
+        if before.as_ref() == Some(&sight) || self.choice == PointChoice::Node {
+            return Ok(());
+        }
+        match (&sight, before) {
+            (NodeSight::Unseen(reason), _) => self.log.warn(
+                "the node's rules do not see a pod's packets: its policies are enforced in its own namespace",
+                &[("pod", &name_of(&at.pod)), ("reason", reason)],
+            ),
+            (NodeSight::Seen, Some(_)) => self.log.info(
+                "the node's rules see a pod's packets by now: its policies are enforced there",
+                &[("pod", &name_of(&at.pod))],
+            ),
+            (NodeSight::Seen, None) => {}
+        }
+        if sight == NodeSight::Seen && at.is_starting {
+            return Ok(());
+        }
+        self.pod.settle(at, sight != NodeSight::Seen, index)
     }
 
     /// See [`PolicyPoint::verify`].
     pub(super) fn verify(&mut self, index: &PolicyIndex, look: PointLook) -> Result<(), PointError> {
-        for (at, point) in [(EnforcementPoint::Node, &mut self.node), (EnforcementPoint::Pod, &mut self.pod)]
-        {
-            if point.verify(index, look)? {
-                let text = "rules of policies were not as they should be, and are again; something else on this node changes them";
-                self.log.warn(text, &[("point", &at.name())]);
-                (self.told)(PolicyNews::Repaired(at, look));
-            }
+        let done = [
+            (EnforcementPoint::Node, self.node.verify(index, look)?),
+            (EnforcementPoint::Node, self.entry.verify(look)?),
+            (EnforcementPoint::Pod, self.pod.verify(index, look)?),
+        ];
+        for (at, _) in done.into_iter().filter(|(_, has_repaired)| *has_repaired) {
+            let text = "rules of policies were not as they should be, and are again; something else on this node changes them";
+            self.log.warn(text, &[("point", &at.name())]);
+            self.tell(PolicyNews::Repaired(at, look));
+        }
+        self.untested.extend(self.entry.moved()?);
+        if look == PointLook::Everything {
+            let unseen: Vec<LocalName> = self.unseen().map(|(pod, _)| pod.clone()).collect();
+            self.untested.extend(unseen);
         }
         Ok(())
     }
 
     /// See [`PolicyPoint::apply`]. Whether all of it was done; what was not is in the log.
     pub(super) fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> bool {
-        let of_node = |effect: &&PolicyEffect| match effect {
-            PolicyEffect::PodChanges { pod, .. } | PolicyEffect::PodGoes(pod) => {
-                self.of(pod) == EnforcementPoint::Node
+        let mut is_done = true;
+        for effect in effects {
+            match effect {
+                PolicyEffect::PodChanges { pod, .. } if !self.sights.contains_key(pod) => {
+                    if self.choice != PointChoice::Pod {
+                        self.untested.insert(pod.clone());
+                    }
+                }
+                PolicyEffect::PodGoes(pod) => is_done &= self.forget(pod),
+                _ => {}
             }
-            _ => true,
-        };
-        let of_node: Vec<PolicyEffect> = effects.iter().filter(of_node).cloned().collect();
-        let choice = self.choice;
-        let is_of_pod = move |_: &LocalName| choice == PointChoice::Pod;
+        }
+        let at_node = self.choice != PointChoice::Pod;
+        let of_node = effects.iter().filter(|effect| at_node || !is_of_pod(effect));
+        let of_node: Vec<PolicyEffect> = of_node.cloned().collect();
+        let (choice, sights) = (self.choice, &self.sights);
         let of_node = match of_node.is_empty() {
             true => Ok(()),
-            false => self.node.apply(&of_node, index, &|pod| !is_of_pod(pod)),
+            false => self.node.apply(&of_node, index, &|_| at_node),
         };
         // What is inside tunnels is judged in pods that are the node's else.
-        let of_pod = self.pod.apply(effects, index, &is_of_pod);
-        let mut is_done = true;
+        let of_pod = self.pod.apply(effects, index, &|pod| is_in_pod(choice, sights.get(pod)));
         for error in [of_node, of_pod].into_iter().filter_map(Result::err) {
-            let text = "a change of policies was not carried out; everything is compared and put right next";
-            self.log.warn(text, &[("error", &fault::chain(&error))]);
+            self.log.warn(NOT_DONE, &[("error", &fault::chain(&error))]);
             is_done = false;
         }
         is_done
     }
+
+    fn forget(&mut self, pod: &LocalName) -> bool {
+        self.sights.remove(pod);
+        self.untested.remove(pod);
+        let forgotten = self.entry.forget(pod);
+        if let Err(error) = &forgotten {
+            self.log.warn(NOT_DONE, &[("error", &fault::chain(error))]);
+        }
+        forgotten.is_ok()
+    }
+}
+
+const NOT_DONE: &str = "a change of policies was not carried out; everything is compared and put right next";
+
+/// Whether the policies of a pod are enforced in its own namespace.
+fn is_in_pod(choice: PointChoice, sight: Option<&NodeSight>) -> bool {
+    match choice {
+        PointChoice::Pod => true,
+        PointChoice::Auto => matches!(sight, Some(NodeSight::Unseen(_))),
+        PointChoice::Node => false,
+    }
+}
+
+fn is_of_pod(effect: &PolicyEffect) -> bool {
+    matches!(effect, PolicyEffect::PodChanges { .. } | PolicyEffect::PodGoes(_))
+}
+
+fn name_of(pod: &LocalName) -> String {
+    format!("{}/{}", pod.namespace, pod.name)
 }

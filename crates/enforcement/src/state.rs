@@ -1,6 +1,7 @@
 //! Turns what watches and plugins tell into effects, and gives these to where policies are enforced.
 
 mod known;
+mod looks;
 mod prepared;
 mod told;
 
@@ -25,6 +26,7 @@ use super::services::{ServiceState, ServiceStores};
 use super::tunnels::Tunnels;
 use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
 use super::{StartedPods, TunnelledPods};
+pub use looks::PodNetwork;
 
 pub use known::KnownPolicies;
 pub use prepared::{NotPrepared, PodToPrepare, PreparedPod};
@@ -132,7 +134,7 @@ impl PolicyState {
     /// # Errors
     /// It is not.
     pub(super) fn prepare(&mut self, starting: &PodToPrepare) -> Result<PreparedPod, NotPrepared> {
-        let PodToPrepare { pod, labels, addresses } = starting;
+        let PodToPrepare { pod, labels, addresses, network } = starting;
         let touched = self.local.prepare(pod, labels.clone(), addresses, &self.sources.peers.read());
         let key = key_of(pod);
         match self.stage {
@@ -145,6 +147,7 @@ impl PolicyState {
         }
         self.catch_up()?;
         let name = name_of(&key);
+        self.look_at_starting(&name, addresses, network.as_ref())?;
         let classes = self.index.classes_of(&name).cloned().unwrap_or_default();
         let point = match self.points.of(&name) {
             EnforcementPoint::Node if self.tunnels.judge(&key) != TunnelJudge::Port => EnforcementPoint::Both,

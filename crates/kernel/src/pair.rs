@@ -1,6 +1,7 @@
 //! Interfaces that are pairs, of which a pod has one end and the node the other; and frames that a pod's end sends.
 
-use std::os::fd::AsRawFd;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use netns::{Inside, InsideHost, Netns};
 use rustix::io::Errno;
@@ -8,6 +9,7 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, addr};
 
 use crate::netlink::wire::{Attributes, Message, MessageWriter};
 use crate::netlink::{self, NetlinkSocket, flags};
+use crate::route;
 
 /// `RTM_GETLINK` and `RTM_GETNSID` of linux/rtnetlink.h; lengths of `struct ifinfomsg` and, padded, of `struct rtgenmsg`.
 const GET_LINK: u16 = 18;
@@ -55,10 +57,38 @@ pub struct NodeEnd {
 /// A bridge that a pod's interface is a port of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeBridge {
+    /// Its number.
+    pub index: u32,
     /// Its name: that of the interface which packets from its ports come in by.
     pub name: String,
     /// Whether the bridge itself is set to show netfilter the packets between its ports, IPv4 and IPv6. What is set for all bridges shows them, too.
     pub calls: [bool; 2],
+}
+
+/// Hears of interfaces of the node that change.
+#[derive(Debug)]
+pub struct LinkWatch {
+    socket: NetlinkSocket,
+}
+
+/// An interface of the node as it is by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangedLink {
+    /// Its number.
+    pub index: u32,
+    /// The number of what it is a part of, such as a bridge.
+    pub master: Option<u32>,
+    /// Of a bridge: as of [`NodeBridge`].
+    pub calls: Option<[bool; 2]>,
+}
+
+/// An interface of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodInterface {
+    /// The one of this name.
+    Named(String),
+    /// The one that has one of these addresses.
+    With(Vec<IpAddr>),
 }
 
 /// An interface as the kernel lists it.
@@ -86,6 +116,8 @@ enum PairCause {
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     #[error(transparent)]
+    Addresses(#[from] route::Error),
+    #[error(transparent)]
     Call(#[from] Errno),
 }
 
@@ -105,10 +137,22 @@ impl NodeEnds {
     ///
     /// # Errors
     /// The kernel could not be asked.
-    pub fn of(&mut self, _: &Inside, pod: &Netns, interface: &str) -> Result<Option<NodeEnd>, PairError> {
-        let failed_to_look = |error| failed(format!("look for the node's end of {interface}"), error);
+    pub fn of(
+        &mut self,
+        inside: &Inside,
+        pod: &Netns,
+        interface: &PodInterface,
+    ) -> Result<Option<NodeEnd>, PairError> {
+        let failed_to_look = |error| failed("look for the node's end of a pod's interface".to_owned(), error);
         let mut of_pod = NetlinkSocket::open(None).map_err(failed_to_look)?;
-        let own = link(&mut of_pod, 0, Some(interface)).map_err(failed_to_look)?;
+        let own = match interface {
+            PodInterface::Named(name) => link(&mut of_pod, 0, Some(name)),
+            PodInterface::With(addresses) => match index_with(inside, addresses)? {
+                Some(index) => link(&mut of_pod, index, None),
+                None => return Ok(None),
+            },
+        };
+        let own = own.map_err(failed_to_look)?;
         let Some((own, other)) = own.and_then(|own| own.other_end.map(|other| (own, other))) else {
             return Ok(None);
         };
@@ -131,9 +175,59 @@ impl NodeEnds {
             index: end.index,
             pod_index: own.index,
             hardware,
-            bridge: bridge.map(|bridge| NodeBridge { name: bridge.name, calls: bridge.calls }),
+            bridge: bridge.map(|bridge| NodeBridge {
+                index: bridge.index,
+                name: bridge.name,
+                calls: bridge.calls,
+            }),
         }))
     }
+}
+
+// === impl LinkWatch ===
+
+impl LinkWatch {
+    /// # Errors
+    /// No descriptor is left.
+    pub fn open(_: &InsideHost<'_>) -> Result<Self, PairError> {
+        /// `RTMGRP_LINK` of linux/rtnetlink.h.
+        const LINKS: u32 = 1;
+        let opened = NetlinkSocket::keep(None, LINKS, |_, _| {});
+        let socket = opened.map_err(|error| failed("hear of the node's interfaces".to_owned(), error))?;
+        Ok(Self { socket })
+    }
+
+    /// To wait for: readable when an interface has changed.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The interfaces that have changed since the last call, and are there; nothing where some may have been missed. Never waits.
+    ///
+    /// # Errors
+    /// The socket cannot be read.
+    pub fn heard(&mut self) -> Result<Option<Vec<ChangedLink>>, PairError> {
+        /// `RTM_NEWLINK` of linux/rtnetlink.h.
+        const NEW_LINK: u16 = 16;
+        let heard = self.socket.hear();
+        self.socket.rest();
+        let heard = heard.map_err(|error| failed("hear of the node's interfaces".to_owned(), error))?;
+        let changed = |link: Link| ChangedLink {
+            index: link.index,
+            master: link.master,
+            calls: link.is_bridge.then_some(link.calls),
+        };
+        let links = heard.messages().filter(|message| message.kind == NEW_LINK);
+        Ok((!heard.lost).then(|| links.filter_map(|message| read_link(&message)).map(changed).collect()))
+    }
+}
+
+/// The number of the interface that has one of the addresses.
+fn index_with(inside: &Inside, addresses: &[IpAddr]) -> Result<Option<u32>, PairError> {
+    let listed = route::every_address(inside);
+    let listed = listed.map_err(|error| failed("look for a pod's interface".to_owned(), error))?;
+    Ok(listed.iter().find(|address| addresses.contains(&address.ip)).map(|address| address.interface))
 }
 
 /// One interface, by its number or its name; nothing where there is none.
@@ -175,7 +269,7 @@ fn read_link(part: &Message<'_>) -> Option<Link> {
 
 /// What the namespace of the socket calls another one; nothing where it has not had to do with it.
 fn namespace(socket: &mut NetlinkSocket, of: &Netns) -> Result<Option<i32>, netlink::Error> {
-    let descriptor = std::os::fd::AsFd::as_fd(of).as_raw_fd();
+    let descriptor = of.as_fd().as_raw_fd();
     let mut request = MessageWriter::with_capacity(64);
     request.message(GET_NAMESPACE, flags::REQUEST | flags::ACK, 1, &[0; NAMESPACE_HEADER], |w| {
         w.attribute(NAMESPACE_FD, &descriptor.to_ne_bytes());

@@ -5,6 +5,7 @@ mod cluster;
 mod conflicts;
 mod guards;
 mod plugin;
+mod points;
 mod policy;
 mod register;
 mod repair;
@@ -24,6 +25,7 @@ use cluster::ClusterMetrics;
 use conflicts::ConflictMetrics;
 use guards::GuardMetrics;
 use plugin::PluginMetrics;
+use points::PointMetrics;
 use policy::PolicyMetrics;
 use register::Register;
 use repair::RepairMetrics;
@@ -48,6 +50,7 @@ pub struct Metrics {
     live_updates: IntCounterVec,
     plugin: PluginMetrics,
     policy: PolicyMetrics,
+    points: PointMetrics,
     cluster: ClusterMetrics,
     repair: RepairMetrics,
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
@@ -94,6 +97,7 @@ impl Metrics {
             )?,
             plugin: PluginMetrics::new(&make)?,
             policy: PolicyMetrics::new(&make)?,
+            points: PointMetrics::new(&make)?,
             cluster: ClusterMetrics::new(&make)?,
             repair: RepairMetrics::new(&make)?,
             ambient: ambient.then(|| AmbientMetrics::new(&make)).transpose()?,

@@ -68,7 +68,18 @@ const CRATES: &[(&str, Layer)] = &[
     (
         "enforcement",
         Layer::Effect {
-            ours: &["cluster", "facts", "fault", "options", "policy", "ruleset", "rundir", "telemetry"],
+            ours: &[
+                "cluster",
+                "facts",
+                "fault",
+                "kernel",
+                "netns",
+                "options",
+                "policy",
+                "ruleset",
+                "rundir",
+                "telemetry",
+            ],
         },
     ),
     ("agent", Layer::Composition),

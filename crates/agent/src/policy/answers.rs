@@ -1,7 +1,7 @@
 //! Plugins ask about pods that start and end, and what is known is kept on disk: both by the task of policies.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +9,8 @@ use cluster::Cluster;
 use enforcement::{EnforcementPoint, KnownPolicies, PodToPrepare, Policies, PolicyStanding, PreparedPod};
 use facts::object::REDIRECTION;
 use facts::{LabelSet, PodRef};
+use kernel::pair::PodInterface;
+use netns::Netns;
 use policy::index::{LocalName, PolicyClass};
 use policy::snapshot::PolicySnapshot;
 use rundir::policy::{
@@ -41,15 +43,21 @@ impl PolicyHandle for PolicyAnswers {
     fn prepare(
         &self,
         request: PrepareRequest,
-        _netns: Option<Arc<OwnedFd>>,
+        netns: Option<Arc<OwnedFd>>,
     ) -> PolicyFuture<Result<PrepareAnswer, String>> {
         let own = self.clone();
         Box::pin(async move {
-            let PrepareRequest { uid, namespace, name, labels, addresses, .. } = request;
+            let PrepareRequest { uid, namespace, name, labels, addresses, interface, .. } = request;
+            // What a runtime calls it may not be what the network plugin made.
+            let interface = match addresses.is_empty() {
+                true => PodInterface::Named(interface),
+                false => PodInterface::With(addresses.clone()),
+            };
+            let network = netns.and_then(network_of).map(|netns| (netns, interface));
             let pod = PodRef { uid, ..PodRef::named(namespace, name) };
             let labels = labels.map(|labels| LabelSet::from(&labels)).or_else(|| own.labels(&pod));
             let Some(labels) = labels else { return Err(format!("the labels of pod {pod} are not known")) };
-            let starting = PodToPrepare { pod: pod.clone(), labels, addresses };
+            let starting = PodToPrepare { pod: pod.clone(), labels, addresses, network };
             let prepared = own.policies.prepare(starting).await.map_err(|error| fault::chain(&error))?;
             if prepared.point == EnforcementPoint::Both {
                 // Rules that judge what is inside the tunnel take the guard's place. It stays where they do not come in time, until they do.
@@ -147,6 +155,13 @@ fn enforced_at(point: EnforcementPoint) -> EnforcedAt {
         EnforcementPoint::Pod => EnforcedAt::Pod,
         EnforcementPoint::Both => EnforcedAt::Both,
     }
+}
+
+/// The namespace that a plugin handed over. Its path leads to it for as long as it is held.
+fn network_of(descriptor: Arc<OwnedFd>) -> Option<Arc<Netns>> {
+    let descriptor = descriptor.try_clone().ok()?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), descriptor.as_raw_fd());
+    Netns::from_descriptor(descriptor, path.into()).ok().map(Arc::new)
 }
 
 fn answer(prepared: &PreparedPod) -> PrepareAnswer {

@@ -4,25 +4,19 @@
 //! Whoever else commits rules to nf_tables is heard, and our rules are looked at then. What an agent left in the other backend goes when all is in this one.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use enforcement::{PointError, PointLook, PolicyConfig, PolicyPoint};
+use enforcement::{PointCharge, PointError, PointLook, PolicyConfig, PolicyPoint, Waker};
 use kernel::nft::Thoroughness;
 use kernel::{Change, PartedError, PartedRules};
 use policy::compile::{EgressToOwnNode, EnforcementSettings, Established, NodeRules};
 use policy::guard::no_rules;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 use ruleset::{Backend, TableKind};
-use rustix::event::{Timespec, epoll};
-use rustix::io::Errno;
 use telemetry::Scope;
 use tokio::sync::Notify;
 
 use crate::ambient::{AmbientConfig, open_host};
-
-/// How often the thread that waits for commits looks whether it still has to, in seconds.
-const LOOKS_FOR_END: i64 = 10;
 
 /// What the agent's node has of its pods' policies.
 pub(crate) struct NodePoint {
@@ -46,8 +40,7 @@ pub(crate) struct NodePoint {
 /// The table, and a thread that tells of what is committed.
 struct WatchedTable {
     table: PartedRules,
-    /// The thread ends when this is gone.
-    _is_open: Arc<()>,
+    _waker: Option<Waker>,
 }
 
 /// The settings of policies as the rules of a node have them.
@@ -178,9 +171,13 @@ impl NodePoint {
 }
 
 impl PolicyPoint for NodePoint {
-    fn adopt(&mut self, index: &PolicyIndex, pods: &dyn Fn(&LocalName) -> bool) -> Result<(), PointError> {
+    fn adopt(
+        &mut self,
+        index: &PolicyIndex,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
+    ) -> Result<(), PointError> {
         self.settings.backend = self.backend()?;
-        self.rules = NodeRules::of(index, self.settings, pods);
+        self.rules = NodeRules::of(index, self.settings, &|pod| pods(pod) == PointCharge::Its);
         if !self.rules.has_pods() {
             self.loaded = false;
             self.table()?.remove().map_err(PointError::new)?;
@@ -243,34 +240,13 @@ impl PolicyPoint for NodePoint {
 impl WatchedTable {
     fn open(config: &AmbientConfig, backend: Backend, disturbed: Arc<Notify>) -> Result<Self, PointError> {
         let table = open(config, backend)?.map_err(PointError::new)?;
-        let is_open = Arc::new(());
-        let watched = Arc::downgrade(&is_open);
-        let opened = |table| Self { table, _is_open: is_open };
         // Without nf_tables nobody commits to it.
-        let Some(descriptor) = table.descriptor() else { return Ok(opened(table)) };
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(PointError::new)?;
-        // Each event is told once; who is told reads it.
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        let data = epoll::EventData::new_u64(0);
-        epoll::add(&epoll, descriptor, data, flags).map_err(PointError::new)?;
-        let tell = move || tell_of_commits(&epoll, &watched, &disturbed);
-        let thread = std::thread::Builder::new().name("policy-watch".to_owned()).spawn(tell);
-        thread.map_err(PointError::new)?;
-        Ok(opened(table))
-    }
-}
-
-/// Tells whenever something comes to the socket, until the table is closed.
-fn tell_of_commits(epoll: &OwnedFd, watched: &Weak<()>, disturbed: &Notify) {
-    let timeout = Timespec { tv_sec: LOOKS_FOR_END, tv_nsec: 0 };
-    let mut events = Vec::with_capacity(1);
-    while watched.strong_count() > 0 {
-        events.clear();
-        match epoll::wait(epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
-            Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => disturbed.notify_one(),
-            // It is open for as long as this runs.
-            Err(_) => return,
-        }
+        let waker = match table.descriptor() {
+            Some(descriptor) => {
+                Some(Waker::start("policy-watch", &[descriptor], disturbed).map_err(PointError::new)?)
+            }
+            None => None,
+        };
+        Ok(Self { table, _waker: waker })
     }
 }

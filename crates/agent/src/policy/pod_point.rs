@@ -3,7 +3,7 @@
 mod failure;
 mod load;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use capture::ambient::{PROBE_V4, PROBE_V6};
 use cluster::{Cluster, Queue};
 use enforcement::{
-    ClassServices, PodBook, PodJob, PointError, PointLook, PolicyPoint, SetContent, StartedPods,
+    AttachedPod, ClassServices, PodBook, PodJob, PointCharge, PointError, PointLook, PolicyPoint, SetContent,
+    StartedPods,
 };
 use facts::PodRef;
 use kernel::{Change, Choice};
@@ -74,7 +75,9 @@ type TunnelLoaded = Box<dyn Fn(&LocalName) + Send + Sync>;
 /// The point as policies see it: what is done is done by [`PodPointKeeper`], a moment later.
 pub(crate) struct PodPolicyPoint {
     keeper: Arc<PodPointKeeper>,
-    /// Whether pods were looked at that may have rules of an earlier agent.
+    /// Pods of which it was said once what they are to have, so that what an earlier agent left there is put right.
+    settled: BTreeSet<LocalName>,
+    /// Whether it was asked which pods a plugin may have guarded.
     has_looked: bool,
 }
 
@@ -82,18 +85,25 @@ pub(crate) struct PodPolicyPoint {
 
 impl PodPolicyPoint {
     pub(crate) fn new(keeper: Arc<PodPointKeeper>) -> Self {
-        Self { keeper, has_looked: false }
+        Self { keeper, settled: BTreeSet::new(), has_looked: false }
     }
 }
 
 impl PolicyPoint for PodPolicyPoint {
-    fn adopt(&mut self, index: &PolicyIndex, pods: &dyn Fn(&LocalName) -> bool) -> Result<(), PointError> {
+    fn adopt(
+        &mut self,
+        index: &PolicyIndex,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
+    ) -> Result<(), PointError> {
         let node = self.keeper.node_addresses().map_err(PointError::new)?;
         let mut book = self.keeper.book();
+        let cluster = self.keeper.parts.cluster.index();
+        let all = cluster.pods().filter(|pod| !pod.host_network());
+        let all = all.map(|pod| LocalName { namespace: pod.namespace().into(), name: pod.name().into() });
+        let all: BTreeSet<LocalName> = all.filter(|name| pods(name) != PointCharge::Unsettled).collect();
+        all.difference(&self.settled).for_each(|name| book.look_at(name.clone()));
+        self.settled = all;
         if !std::mem::replace(&mut self.has_looked, true) {
-            for pod in self.keeper.parts.cluster.index().pods().filter(|pod| !pod.host_network()) {
-                book.look_at(LocalName { namespace: pod.namespace().into(), name: pod.name().into() });
-            }
             let until = Instant::now() + FIRST_PROCESS;
             let started = (self.keeper.parts.started)();
             self.keeper.guarded().extend(started.into_iter().map(|started| (name_of(&started.pod), until)));
@@ -111,6 +121,11 @@ impl PolicyPoint for PodPolicyPoint {
         index: &PolicyIndex,
         pods: &dyn Fn(&LocalName) -> bool,
     ) -> Result<(), PointError> {
+        for effect in effects {
+            if let PolicyEffect::PodGoes(pod) = effect {
+                self.keeper.places().remove(pod);
+            }
+        }
         let touched = self.keeper.book().apply(effects, index, pods);
         self.keeper.count_waiting();
         touched.iter().for_each(|name| self.keeper.queue.push(pod_of(name)));
@@ -120,6 +135,14 @@ impl PolicyPoint for PodPolicyPoint {
     fn services(&mut self, services: &ClassServices, index: &PolicyIndex) -> Result<(), PointError> {
         let touched = self.keeper.book().set_services(services, index);
         touched.iter().for_each(|name| self.keeper.queue.push(pod_of(name)));
+        Ok(())
+    }
+
+    fn settle(&mut self, at: &AttachedPod, is_its: bool, index: &PolicyIndex) -> Result<(), PointError> {
+        self.settled.insert(at.pod.clone());
+        self.keeper.places().insert(at.pod.clone(), at.netns.clone());
+        self.keeper.book().settle(&at.pod, is_its, index);
+        self.keeper.queue.push(pod_of(&at.pod));
         Ok(())
     }
 
@@ -212,8 +235,13 @@ impl PodPointKeeper {
         self.tunnelled.lock().unwrap_or_else(PoisonError::into_inner).get(name)?.upgrade()
     }
 
+    /// Whether a pod's namespace was told before its watch tells of it.
+    fn is_placed(&self, name: &LocalName) -> bool {
+        self.tunnelled(name).is_some() || self.places().contains_key(name)
+    }
+
     /// The namespace of a pod; nothing where it has none to be worked on.
-    async fn locate(
+    pub(super) async fn locate(
         &self,
         name: &LocalName,
         pod: Option<&facts::Object>,
@@ -238,7 +266,7 @@ impl PodPointKeeper {
     async fn work_on(&self, name: &LocalName) -> Result<(), PodPointFailure> {
         let pod = self.parts.cluster.index().pod(&name.namespace, &name.name).cloned();
         // A plugin tells of a pod before its watch does.
-        let is_over = pod.as_ref().map_or_else(|| self.tunnelled(name).is_none(), |pod| pod.is_terminal());
+        let is_over = pod.as_ref().map_or_else(|| !self.is_placed(name), |pod| pod.is_terminal());
         if is_over {
             self.places().remove(name);
             return Ok(());

@@ -55,6 +55,7 @@ impl PolicyTeller {
             PolicyNews::Counted(counts) => {
                 let pods = counts.pods.iter().map(|((at, isolated), pods)| (at.name(), *isolated, *pods));
                 metrics.policy_pods(pods);
+                metrics.policy_unseen(&counts.unseen);
                 metrics.policy_entries(
                     counts.peers,
                     counts.named_ports,

@@ -8,7 +8,7 @@ use enforcement::{DenialBook, PointChoice, Policies, PolicyParts, PolicyPoint, P
 use telemetry::{Journal, Scope};
 use tokio::sync::Notify;
 
-use crate::ambient::{Ambient, AmbientParts};
+use crate::ambient::{Ambient, AmbientParts, open_host};
 use crate::backends::Backends;
 use crate::config::{AgentConfig, PodsOrigin};
 use crate::conflicts::{ConflictParts, Conflicts};
@@ -103,6 +103,11 @@ impl SharedParts<'_> {
         let node_point = move || -> Box<dyn PolicyPoint> {
             Box::new(NodePoint::new(ambient.clone(), settings, told.clone(), of_node.clone()))
         };
+        let (ambient, told) = (self.config.ambient.clone(), disturbed.clone());
+        let entry = move || {
+            let ambient = ambient.clone();
+            enforcement::EntryPoint::new(Box::new(move || open_host(&ambient)), told.clone())
+        };
         let keeper = PodPointKeeper::new(PodPointParts {
             cluster: self.cluster.clone(),
             slots: self.slots.clone(),
@@ -138,6 +143,7 @@ impl SharedParts<'_> {
             started: started(self.config.run_dir.clone()),
             node_point: Box::new(node_point),
             pod_point: Box::new(move || Box::new(PodPolicyPoint::new(pod_point.clone()))),
+            entry: Box::new(entry),
             disturbed,
             told: teller.listener(),
             log,

@@ -23,7 +23,7 @@ impl Setup {
         setup.policy(Some(json!([{"from": [{"podSelector": {"matchLabels": {"in": "yes"}}}]}])));
         setup.pod("a", "10.0.0.1", &[("app", "a")], true);
         setup.pod("b", "10.0.0.2", &[], false);
-        let touched = setup.book.adopt(&setup.index, Vec::new(), &|_| true);
+        let touched = setup.book.adopt(&setup.index, Vec::new(), &|_| PointCharge::Its);
         assert_eq!(touched, [name("a")]);
         setup
     }

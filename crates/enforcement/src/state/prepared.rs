@@ -6,6 +6,7 @@ use facts::networkpolicy::Isolation;
 use facts::{LabelSet, PodRef};
 use policy::index::PodClasses;
 
+use super::PodNetwork;
 use crate::point::{EnforcementPoint, PointError};
 
 /// A pod as a plugin tells it before it starts.
@@ -17,6 +18,8 @@ pub struct PodToPrepare {
     pub labels: LabelSet,
     /// Its addresses in the cluster's network.
     pub addresses: Vec<IpAddr>,
+    /// Its network, where the plugin handed it over.
+    pub network: Option<PodNetwork>,
 }
 
 /// What was done for a pod before it starts.

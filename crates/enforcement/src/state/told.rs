@@ -46,7 +46,7 @@ impl PolicyState {
     /// Counts what there is.
     pub(super) fn count(&self) {
         let refused = self.refused.values().map(|(_, entries)| entries).sum();
-        self.points.tell(PolicyNews::Counted(&PolicyCounts::of(&self.index, refused, self.points.usual())));
+        self.points.tell(PolicyNews::Counted(&PolicyCounts::of(&self.index, refused, &self.points)));
     }
 
     /// Tells how long it took until a pod of the cluster is known to rules; `created` is when it was created.

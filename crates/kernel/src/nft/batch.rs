@@ -179,7 +179,7 @@ impl<'a> Batch<'a> {
             w.text(set::NAME, &set.name);
             SetType::of(set).write(w);
             w.be32(set::ID, id);
-            let mut data = set::BIG_ENDIAN_KEYS.to_vec();
+            let mut data = SetType::of(set).key_order().to_vec();
             push_comment(&mut data, set::USERDATA_COMMENT, &set.comment);
             w.attribute(set::USERDATA, &data);
         });

@@ -74,6 +74,11 @@ impl SetType {
         Self { flags, key_type, key_len, data_type: flag(set.is_map(), set::VERDICTS) }
     }
 
+    /// What nft is told of the order of its keys' bytes.
+    pub(super) fn key_order(self) -> [u8; 6] {
+        if self.key_type == set::TYPE_INTERFACE { set::NATIVE_KEYS } else { set::BIG_ENDIAN_KEYS }
+    }
+
     /// Whether keys lead to verdicts.
     pub(super) fn is_map(self) -> bool {
         self.flags & set::MAP != 0

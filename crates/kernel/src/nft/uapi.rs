@@ -123,10 +123,14 @@ pub(super) mod set {
 
     /// Says that keys are in network order: `NFTNL_UDATA_SET_KEYBYTEORDER`, four bytes, `BYTEORDER_BIG_ENDIAN`. A hint of nft to
     /// itself, in its machine's order.
-    pub(crate) const BIG_ENDIAN_KEYS: [u8; 6] = {
-        let [a, b, c, d] = 2u32.to_ne_bytes();
+    pub(crate) const BIG_ENDIAN_KEYS: [u8; 6] = byte_order(2);
+    /// The machine's own, `BYTEORDER_HOST_ENDIAN`: names.
+    pub(crate) const NATIVE_KEYS: [u8; 6] = byte_order(1);
+
+    const fn byte_order(order: u32) -> [u8; 6] {
+        let [a, b, c, d] = order.to_ne_bytes();
         [0, 4, a, b, c, d]
-    };
+    }
 }
 
 /// `NFTA_SET_ELEM_*`, `NFTA_SET_ELEM_LIST_*`, `NFTA_LIST_*`.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kernel::Change;
 use kernel::nft::{PartedTable, Thoroughness};
-use kernel::pair::{NodeEnd, NodeEnds, send_frame};
+use kernel::pair::{NodeEnd, NodeEnds, PodInterface, send_frame};
 use netns::{Host, Netns};
 use policy::compile::{ENTRY_CHAIN, ENTRY_TABLE, EntryInterface, EntryProbe, NodeEntry, POLICY_OWNER};
 use policy::index::LocalName;
@@ -37,7 +37,9 @@ impl Entry {
 
     fn end(&mut self, pod: &TestNetns) -> Option<NodeEnd> {
         let netns = Netns::open(pod.path()).unwrap();
-        pod.enter(|inside| self.ends.of(inside, &netns, "eth0")).unwrap().unwrap()
+        pod.enter(|inside| self.ends.of(inside, &netns, &PodInterface::Named("eth0".to_owned())))
+            .unwrap()
+            .unwrap()
     }
 
     fn ensure(&mut self) -> Change {

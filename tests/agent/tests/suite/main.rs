@@ -43,6 +43,7 @@ mod policies;
 mod policy_cuts;
 mod policy_iptables;
 mod policy_pods;
+mod policy_points;
 mod policy_reuse;
 mod policy_storm;
 mod reboot;

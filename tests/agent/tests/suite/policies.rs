@@ -92,7 +92,8 @@ fn a_pod_that_starts_is_isolated_from_its_first_packet() {
     let policy = json!({"metadata": {"namespace": "default", "name": "closed"},
         "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}});
     mesh.node.api.set_object(Resource::NetworkPolicies, policy);
-    let on = || agent(&mesh).env("POLICY_ENFORCEMENT", "on").ready().unwrap();
+    // The pods' interfaces end in namespaces of their own.
+    let on = || agent(&mesh).env("POLICY_ENFORCEMENT", "on").env("POLICY_POINT", "node").ready().unwrap();
     let mut running = Some(on());
     let snapshot = mesh.node.state_dir().join("policies.snapshot");
     eventually("what is known of policies is kept", PATIENCE, || {

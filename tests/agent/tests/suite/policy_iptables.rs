@@ -70,13 +70,14 @@ fn policies_are_in_force_put_right_adopted_and_taken_off_by_iptables() {
         wait_isolated(&mesh, variant, &both);
         // Another program removes everything. Nothing tells of iptables-legacy, which is looked at each half minute.
         if variant == "nft" {
-            shell(&mesh, "nft flush ruleset; ipset flush; ipset destroy istio-np-ingress-v4");
+            shell(&mesh, "nft flush ruleset; ipset flush; ipset destroy istio-np-ingress-v4 || true");
             wait_isolated(&mesh, variant, &both);
             shell(&mesh, &theirs);
             shell(&mesh, "iptables-nft -t mangle -F ISTIO_NP_POSTROUTING");
             eventually("the chain is as it was", PATIENCE, || {
                 let (_, rules) = everything(&mesh, variant);
-                ensure!(rules.contains("-A ISTIO_NP_POSTROUTING -m set"), "{rules}");
+                // Of both families.
+                ensure!(rules.matches("-A ISTIO_NP_POSTROUTING -m set").count() == 4, "{rules}");
                 Ok(())
             })
             .unwrap();

@@ -1,0 +1,73 @@
+//! Whether the node sees the packets of its pods.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use kernel::pair::PodInterface;
+use netns::Netns;
+use policy::index::LocalName;
+use tokio::sync::watch;
+
+use super::super::point::{EnforcementPoint, PointError};
+use super::super::sight::AttachedPod;
+use super::{FollowStage, PolicyState};
+
+/// A pod's network namespace, and its interface in the cluster's network.
+pub type PodNetwork = (Arc<Netns>, PodInterface);
+
+impl PolicyState {
+    /// Tests whether the node sees the packets of a pod that starts, whose classes are in force at the node.
+    pub(super) fn look_at_starting(
+        &mut self,
+        pod: &LocalName,
+        addresses: &[IpAddr],
+        network: Option<&PodNetwork>,
+    ) -> Result<(), PointError> {
+        let (FollowStage::Follows, Some((netns, interface))) = (self.stage, network) else { return Ok(()) };
+        let at = AttachedPod {
+            pod: pod.clone(),
+            netns: netns.clone(),
+            interface: interface.clone(),
+            addresses: addresses.into(),
+            is_starting: true,
+        };
+        let looked = self.points.look(&at, &self.index);
+        if self.points.of(pod) == EnforcementPoint::Pod {
+            self.services.changed();
+        }
+        looked
+    }
+
+    /// Says which pods are to be tested, where that is other than before.
+    pub(in super::super) fn tell_untested(&self, told: &watch::Sender<BTreeSet<LocalName>>) {
+        told.send_if_modified(|before| {
+            let is_same = self.untested().eq(before.iter());
+            if !is_same {
+                *before = self.untested().cloned().collect();
+            }
+            !is_same
+        });
+    }
+
+    /// Pods whose packets are to be tested.
+    fn untested(&self) -> impl Iterator<Item = &LocalName> {
+        let pods = (self.stage == FollowStage::Follows).then(|| self.points.untested());
+        pods.into_iter().flatten()
+    }
+
+    /// Tests whether the node sees a pod's packets. One that is gone meanwhile is left alone.
+    ///
+    /// # Errors
+    /// A kernel did not take what follows from that.
+    pub(in super::super) fn look(&mut self, at: &AttachedPod) -> Result<(), PointError> {
+        let is_known = self.stage == FollowStage::Follows && self.index.classes_of(&at.pod).is_some();
+        if !is_known {
+            return Ok(());
+        }
+        let looked = self.points.look(at, &self.index);
+        self.services.changed();
+        self.count();
+        looked
+    }
+}
