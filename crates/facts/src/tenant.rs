@@ -287,7 +287,7 @@ impl<'de> Deserialize<'de> for TenantGrant {
 // === impl TenantFaults ===
 
 impl TenantFaults {
-    fn add(&mut self, place: impl ToString, reason: FaultReason) {
+    fn add(&mut self, place: &dyn ToString, reason: FaultReason) {
         self.count += 1;
         if self.first.len() < MAX_FAULTS {
             self.first.push(TenantFault { place: place.to_string(), reason });

@@ -51,11 +51,15 @@ fn the_first_fault_of_an_invalid_sample_is_what_its_first_line_says() {
 }
 
 fn tenant(spec: Value) -> NetworkTenant {
-    serde_json::from_value(json!({"metadata": {"name": "red"}, "spec": spec})).unwrap()
+    let mut object = json!({"metadata": {"name": "red"}});
+    object["spec"] = spec;
+    serde_json::from_value(object).unwrap()
 }
 
 fn rules(rules: Value) -> Box<[TenantRule]> {
-    tenant(json!({"namespaces": ["red"], "networkPolicy": {"ingressRules": rules}})).ingress
+    let mut spec = json!({"namespaces": ["red"], "networkPolicy": {}});
+    spec["networkPolicy"]["ingressRules"] = rules;
+    tenant(spec).ingress
 }
 
 #[test]
