@@ -159,10 +159,10 @@ impl Points {
         let mut is_done = true;
         for effect in effects {
             match effect {
-                PolicyEffect::PodChanges { pod, .. } if !self.sights.contains_key(pod) => {
-                    if self.choice != PointChoice::Pod {
-                        self.untested.insert(pod.clone());
-                    }
+                PolicyEffect::PodChanges { pod, .. }
+                    if self.choice != PointChoice::Pod && !self.sights.contains_key(pod) =>
+                {
+                    self.untested.insert(pod.clone());
                 }
                 PolicyEffect::PodGoes(pod) => is_done &= self.forget(pod),
                 _ => {}

@@ -110,7 +110,8 @@ impl PolicyState {
             .interest
             .send_if_modified(|before| std::mem::replace(before, !pods.is_empty()) == pods.is_empty());
         let (services, slices) = (stores.services.read(), stores.slices.read());
-        if !pods.is_empty() && !(services.is_listed() && slices.is_listed()) {
+        let is_listed = services.is_listed() && slices.is_listed();
+        if !is_listed && !pods.is_empty() {
             // What comes of them wakes this up.
             return Ok(());
         }
@@ -196,7 +197,7 @@ impl ServiceWorld for ClusterServices<'_> {
             let ports =
                 service.addresses.iter().flat_map(|one| service.ports.iter().map(move |port| (*one, port)));
             ports.map(move |(address, port)| {
-                let endpoints = endpoints(slices.iter().copied(), port, Family::of_address(address));
+                let endpoints = endpoints(&slices.iter().copied(), port, Family::of_address(address));
                 let (protocol, port) = (port.protocol, port.number);
                 ServiceAddress { namespace, name, address, protocol, port, endpoints }
             })

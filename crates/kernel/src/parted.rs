@@ -13,7 +13,7 @@ use crate::{Change, nft};
 /// The table. What is wanted of it is known as a whole, too, so that what the kernel has can be compared with that at any time.
 pub enum PartedRules {
     /// In nf_tables.
-    Nft(PartedTable),
+    Nft(Box<PartedTable>),
     /// In iptables, with ipsets.
     Iptables(Box<PartedIptables>),
 }
@@ -61,7 +61,7 @@ impl PartedRules {
     ) -> Result<Self, PartedError> {
         Ok(match backend {
             Backend::Nftables => {
-                Self::Nft(host.enter(|inside| PartedTable::open(inside, owner.owner, kind))??)
+                Self::Nft(Box::new(host.enter(|inside| PartedTable::open(inside, owner.owner, kind))??))
             }
             Backend::Iptables => {
                 Self::Iptables(Box::new(PartedIptables::open(host, iptables.on_the_node(), owner, kind)?))

@@ -92,7 +92,7 @@ impl super::Metrics {
         let has_room = known.contains(&set) || known.len() < MAX_SETS;
         let labels = if has_room { [direction, namespace, name] } else { [direction, OTHER, OTHER] };
         if has_room {
-            known.insert(set.clone());
+            known.insert(set);
         }
         self.policy.denied.with_label_values(&labels).inc_by(packets);
     }

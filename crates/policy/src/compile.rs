@@ -17,6 +17,7 @@ mod tunnel;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::slice;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -126,7 +127,7 @@ pub fn compile_pod(
                 class,
                 &sections,
                 Some((&tunnel.opening, &tcp)),
-                &[tcp.clone()],
+                slice::from_ref(&tcp),
             ));
             chains.extend(attached(tunnel::output(backend), asked, returns));
         }

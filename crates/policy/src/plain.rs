@@ -221,7 +221,7 @@ impl PlainWorld {
         let port = service.ports.iter().find(is_it)?;
         let slices =
             self.slices.iter().filter(|((of, _), slice)| **of == *namespace && *slice.service == *name);
-        Some(endpoints(slices.map(|(_, slice)| slice), port, family))
+        Some(endpoints(&slices.map(|(_, slice)| slice), port, family))
     }
 }
 

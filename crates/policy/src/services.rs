@@ -45,7 +45,7 @@ pub struct MixedService {
 /// Where a service proxy may lead a connection of a family to a port of a Service, by all slices of the Service, in order: to the ready endpoints, and
 /// where none of that family is ready to those that still answer while they are ending.
 pub fn endpoints<'s>(
-    slices: impl Iterator<Item = &'s EndpointSlice> + Clone,
+    slices: &(impl Iterator<Item = &'s EndpointSlice> + Clone),
     port: &ServicePort,
     family: Family,
 ) -> Vec<(IpAddr, u16)> {

@@ -53,7 +53,7 @@ impl PolicyHandle for PolicyAnswers {
                 true => PodInterface::Named(interface),
                 false => PodInterface::With(addresses.clone()),
             };
-            let network = netns.and_then(network_of).map(|netns| (netns, interface));
+            let network = netns.and_then(|netns| network_of(&netns)).map(|netns| (netns, interface));
             let pod = PodRef { uid, ..PodRef::named(namespace, name) };
             let labels = labels.map(|labels| LabelSet::from(&labels)).or_else(|| own.labels(&pod));
             let Some(labels) = labels else { return Err(format!("the labels of pod {pod} are not known")) };
@@ -158,7 +158,7 @@ fn enforced_at(point: EnforcementPoint) -> EnforcedAt {
 }
 
 /// The namespace that a plugin handed over. Its path leads to it for as long as it is held.
-fn network_of(descriptor: Arc<OwnedFd>) -> Option<Arc<Netns>> {
+fn network_of(descriptor: &OwnedFd) -> Option<Arc<Netns>> {
     let descriptor = descriptor.try_clone().ok()?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), descriptor.as_raw_fd());
     Netns::from_descriptor(descriptor, path.into()).ok().map(Arc::new)

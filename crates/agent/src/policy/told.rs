@@ -37,12 +37,12 @@ pub(crate) struct PolicyTeller {
 
 impl PolicyTeller {
     pub(crate) fn listener(self) -> PolicyListener {
-        Arc::new(move |news| self.hear(news))
+        Arc::new(move |news| self.hear(&news))
     }
 
-    fn hear(&self, news: PolicyNews<'_>) {
+    fn hear(&self, news: &PolicyNews<'_>) {
         let metrics = &self.metrics;
-        match news {
+        match *news {
             PolicyNews::Standing(standing) => self.standing(standing),
             PolicyNews::InKernel(after) => metrics.policy_in_kernel(after),
             PolicyNews::PeerKnown(after) => metrics.policy_peer_known(after),

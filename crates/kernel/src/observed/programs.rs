@@ -96,7 +96,7 @@ fn open(processes: &PodProcesses, group: &Path, proc_root: &Path) -> std::io::Re
 /// `is_its_view`: as a container sees it. Only what is not the root of all has the file, and that would be anybody's.
 fn open_group(path: &Path, is_its_view: bool) -> std::io::Result<File> {
     let directory = File::open(path)?;
-    let is_of_version_2 = i64::from(rustix::fs::fstatfs(&directory)?.f_type) == CGROUP2;
+    let is_of_version_2 = rustix::fs::fstatfs(&directory)?.f_type == CGROUP2;
     let is_a_groups =
         !is_its_view || rustix::fs::statat(&directory, "cgroup.events", AtFlags::SYMLINK_NOFOLLOW).is_ok();
     if is_of_version_2 && is_a_groups { Ok(directory) } else { Err(ErrorKind::NotFound.into()) }

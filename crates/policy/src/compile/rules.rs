@@ -182,7 +182,7 @@ impl<'i> Compiler<'i> {
             on_peers.extend(blocks);
             let on_ports = both(&own, &on_ports);
             if is_apart {
-                found.extend(known.apart(&on_ports, on_peers, place));
+                found.extend(known.apart(&on_ports, &on_peers, place));
             } else {
                 found.extend(place.all(&on_ports, &on_peers));
             }
@@ -229,14 +229,9 @@ impl<'i> Compiler<'i> {
 impl ClassRules<'_> {
     /// Rules that jump by their ports to a chain that goes by peers. Ports by number are of one rule at most for each packet, so that none meets the
     /// peers as often as there are ports; the other way round it could.
-    fn apart(
-        &mut self,
-        ports: &[RuleCondition],
-        peers: Vec<RuleCondition>,
-        place: &CompiledRule,
-    ) -> Vec<Rule> {
+    fn apart(&mut self, ports: &[RuleCondition], peers: &[RuleCondition], place: &CompiledRule) -> Vec<Rule> {
         let name = rule_chain_name(self.class, self.apart.len());
-        self.apart.push(regular(name.clone(), place.all(&anything(), &peers)));
+        self.apart.push(regular(name.clone(), place.all(&anything(), peers)));
         ports.iter().map(|(_, matches)| place.with(matches.clone(), Action::Jump(name.clone()))).collect()
     }
 }

@@ -22,13 +22,16 @@ pub(super) struct AlikePods<'w> {
     any_can_change: bool,
 }
 
+/// Labels and named ports.
+type Said = (Vec<(Box<str>, Box<str>)>, Vec<NamedPort>);
+
 /// What policies can tell of an address of a pod.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct PodLikeness {
     is_v6: bool,
     namespace: Box<str>,
-    /// Labels and named ports, before and after.
-    says: [(Vec<(Box<str>, Box<str>)>, Vec<NamedPort>); 2],
+    /// Before and after.
+    says: [Said; 2],
     node: Box<str>,
     /// Which of all blocks and prefixes have it.
     blocks: Vec<bool>,
@@ -74,7 +77,7 @@ pub(super) fn alike_pods<'w>(before: &'w PlainWorld, after: &'w PlainWorld) -> V
     found.into_values().collect()
 }
 
-fn says(pod: &PlainPod) -> (Vec<(Box<str>, Box<str>)>, Vec<NamedPort>) {
+fn says(pod: &PlainPod) -> Said {
     let labels = pod.facts.labels.iter().map(|(key, value)| (key.into(), value.into())).collect();
     (labels, pod.facts.ports.to_vec())
 }

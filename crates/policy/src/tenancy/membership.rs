@@ -133,9 +133,8 @@ impl TenantMembership {
             _ if self.namespaces.contains_key(namespace) => ClaimState::Member,
             _ => ClaimState::Missing,
         };
-        let claim =
-            |namespace: &Box<str>| NamespaceClaim { namespace: namespace.clone(), state: state(namespace) };
-        claimed.into_iter().map(claim).collect()
+        let claim = |namespace: &str| NamespaceClaim { namespace: namespace.into(), state: state(namespace) };
+        claimed.into_iter().map(|namespace| claim(namespace)).collect()
     }
 
     /// Finds a namespace's tenant anew; whether it is another one.

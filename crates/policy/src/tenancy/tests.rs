@@ -59,7 +59,7 @@ fn each_row_decides_somewhere() {
     for _ in 0..100 {
         let sample = TenancySample::any().new_tree(&mut runner).unwrap().current();
         for flow in TenancyFlow::all() {
-            for end in [model::egress(&sample, &flow), model::ingress(&sample, &flow)] {
+            for end in [model::egress(&sample, flow), model::ingress(&sample, flow)] {
                 *seen.entry(end.row.to_owned()).or_default() += 1;
                 if end.denied_by.is_some() && end.is_allowed {
                     *seen.entry("audited".to_owned()).or_default() += 1;

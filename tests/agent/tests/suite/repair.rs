@@ -212,7 +212,7 @@ fn a_validation_that_fails_again_is_told_with_the_rule_that_may_be_why() {
         .env("VERIFY_INTERVAL", "60s")
         .ready()
         .unwrap();
-    let pod = started(&mesh, "web", &|object| object);
+    let pod = started(&mesh, "web", |object| object);
     wait_repaired(&pod);
     pod.netns
         .nft("table ip other { chain o { type nat hook output priority -150; tcp dport 1-65535 redirect to :9999; }; }")

@@ -121,7 +121,7 @@ fn jumps(
     let is_ours = |rule: &&SavedRule| rule.target().is_some_and(|target| names.contain(target));
     for (chain, rules) in others {
         let ours: Vec<&str> = rules.iter().copied().filter(is_ours).map(|rule| &*rule.text).collect();
-        let leads = rules.first().is_some_and(|rule| is_ours(&rule)) || !is_first;
+        let leads = rules.first().is_some_and(is_ours) || !is_first;
         if wanted.get(*chain).is_some_and(|jump| ours == [jump]) && leads {
             continue;
         }

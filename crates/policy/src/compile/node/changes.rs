@@ -223,7 +223,7 @@ impl NodeRules {
                     None => self.leads.remove(&place),
                 };
                 if before != now {
-                    phases.lead(direction, *address, before, now);
+                    phases.lead(direction, *address, before.as_ref(), now);
                 }
             }
             let local = base::local_set(Family::of_address(*address));
@@ -264,7 +264,7 @@ impl Phases {
         &mut self,
         direction: TrafficDirection,
         address: IpAddr,
-        before: Option<MapVerdict>,
+        before: Option<&MapVerdict>,
         now: Option<MapVerdict>,
     ) {
         let (family, key) = (Family::of_address(address), Key::from(address));
@@ -281,7 +281,7 @@ impl Phases {
             }
             return;
         }
-        match (&before, &now) {
+        match (before, &now) {
             (None, _) => self.isolation.of(isolated).add(key),
             (_, None) => self.isolation.of(isolated).remove(key),
             (Some(_), Some(_)) => {}
@@ -289,7 +289,7 @@ impl Phases {
         if let Some(now) = &now {
             self.gains.of(base::leads_by(direction, family, now)).add(key);
         }
-        if let Some(before) = &before {
+        if let Some(before) = before {
             self.losses.of(base::leads_by(direction, family, before)).remove(key);
         }
     }

@@ -11,8 +11,10 @@ use crate::compiled::indexed;
 use crate::index::{PeerMember, PeerSet, PodClasses, PolicyIndex};
 use crate::{PolicyName, Section};
 
+type KnownSets = BTreeMap<PeerSet, BTreeSet<PeerMember>>;
+
 /// The sets of an index with their members, and the classes of its pods.
-fn known(index: &PolicyIndex) -> (BTreeMap<PeerSet, BTreeSet<PeerMember>>, Vec<(String, PodClasses)>) {
+fn known(index: &PolicyIndex) -> (KnownSets, Vec<(String, PodClasses)>) {
     let sets = index.sets().map(|(set, members)| ((**set).clone(), members.collect())).collect();
     let pods = index.pods().map(|(pod, _, classes)| (format!("{pod:?}"), classes.clone())).collect();
     (sets, pods)

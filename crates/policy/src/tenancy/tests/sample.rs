@@ -29,7 +29,8 @@ pub(crate) const NAMESPACES: [&str; 5] = ["a", "b", "c", "d", "kube-system"];
 pub(crate) const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 pub(crate) const OTHER_NODE: &str = "192.0.2.2";
 /// Namespace, name, address, port, port behind it, endpoints.
-pub(crate) const SERVICES: [(&str, &str, &str, u16, u16, &[&str]); 4] = [
+type SampleService = (&'static str, &'static str, &'static str, u16, u16, &'static [&'static str]);
+pub(crate) const SERVICES: [SampleService; 4] = [
     ("c", "web", "10.96.0.10", 80, 8080, &["10.0.2.1"]),
     // Whoever writes it points to a pod of another namespace.
     ("d", "odd", "10.96.0.11", 80, 8080, &["10.0.3.1", "10.0.0.2"]),
