@@ -105,7 +105,7 @@ impl Job {
         let settings = match target.way {
             Way::Sidecar(settings) => settings,
             Way::Ambient { abandoned } => {
-                self.ensure_guard(&target.netns)?;
+                self.guard_for_mesh(&target.netns)?;
                 let added = self.hand_over(&target.netns, abandoned)?;
                 self.note_sandbox();
                 return Ok(added);

@@ -116,13 +116,19 @@ impl Job {
         plan_guard(isolation, Admitted { node: &node, probes }, backend)
     }
 
+    /// Guards a pod before it comes into the mesh. The agent is asked afterwards: rules for the tunnel come only then, and take the guard's place.
+    pub(crate) fn guard_for_mesh(&self, netns: &Netns) -> Result<(), OperationFailure> {
+        let isolation = if self.is_policed() { self.known().isolation } else { Isolation::default() };
+        if isolation.is_none() { Ok(()) } else { self.load_guard(netns, isolation) }
+    }
+
     /// Guards a pod whose rules did not bring the guard with them.
-    pub(crate) fn ensure_guard(&self, netns: &Netns) -> Result<(), OperationFailure> {
-        let isolation = self.guard();
-        if isolation.is_none() || self.policies.state().guarded.is_some() {
+    fn ensure_guard(&self, netns: &Netns) -> Result<(), OperationFailure> {
+        if self.policies.state().guarded.is_some() {
             return Ok(());
         }
-        self.load_guard(netns, isolation)
+        let isolation = self.guard();
+        if isolation.is_none() { Ok(()) } else { self.load_guard(netns, isolation) }
     }
 
     /// The policies of a pod whose capture is settled: they are in force when this returns, or the pod is guarded.

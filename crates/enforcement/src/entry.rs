@@ -23,6 +23,8 @@ use super::waking::Waker;
 /// How often a datagram is sent, and how long each may take.
 const TRIES: usize = 3;
 const PATIENCE: Duration = Duration::from_millis(5);
+/// How long what an earlier agent left may stay where pods cannot be looked at.
+const TAKEN_OVER: Duration = Duration::from_secs(60);
 /// How long it waits before it looks again.
 const PAUSE: Duration = Duration::from_millis(1);
 /// What shows netfilter the packets between ports of all bridges.
@@ -45,6 +47,8 @@ pub struct EntryPoint {
     found: BTreeMap<LocalName, NodeEnd>,
     /// Whether the kernel has the table.
     loaded: bool,
+    /// Since when it has what an earlier agent left there, too.
+    taken_over: Option<Instant>,
     /// Ports that nobody can guess.
     secrets: RandomState,
     tests: u64,
@@ -71,6 +75,7 @@ impl EntryPoint {
             entry: NodeEntry::default(),
             found: BTreeMap::new(),
             loaded: false,
+            taken_over: None,
             secrets: RandomState::new(),
             tests: 0,
         }
@@ -136,10 +141,20 @@ impl EntryPoint {
         Ok(self.found.iter().filter(|(_, end)| has_moved(end)).map(|(pod, _)| pod.clone()).collect())
     }
 
-    /// Compares what the kernel has, and puts it right. Whether it had to.
-    pub(super) fn verify(&mut self, look: PointLook) -> Result<bool, PointError> {
+    /// Compares what the kernel has, and puts it right. Whether it had to. `are_tested`: no pod is to be looked at any more.
+    pub(super) fn verify(&mut self, look: PointLook, are_tested: bool) -> Result<bool, PointError> {
+        match self.taken_over {
+            Some(since) if !are_tested && since.elapsed() < TAKEN_OVER => return Ok(false),
+            // What is left of an earlier agent's interfaces goes. That says nothing of others.
+            Some(_) => return self.ensure(Thoroughness::Everything).map(|_| false),
+            None => {}
+        }
         if !self.loaded {
-            return Ok(false);
+            return if self.entry.is_empty() {
+                Ok(false)
+            } else {
+                Ok(self.ensure(Thoroughness::Everything)? != Change::None)
+            };
         }
         let Some(kernel) = &mut self.kernel else { return Ok(false) };
         let others =
@@ -180,6 +195,12 @@ impl EntryPoint {
         if self.loaded {
             return Ok(());
         }
+        // An earlier agent's interfaces bring their pods' addresses only until each was looked at.
+        let takes_over = self.entry.is_empty() && self.taken_over.is_none();
+        if takes_over && self.kernel()?.table.change(&NodeEntry::expect(&[])).is_ok() {
+            (self.loaded, self.taken_over) = (true, Some(Instant::now()));
+            return Ok(());
+        }
         self.ensure(Thoroughness::Everything).map(drop)
     }
 
@@ -187,7 +208,7 @@ impl EntryPoint {
         let (rules, contents) = (self.entry.rules(), self.entry.contents());
         self.loaded = false;
         let change = self.kernel()?.table.ensure(&rules, &contents, thoroughness).map_err(PointError::new)?;
-        self.loaded = true;
+        (self.loaded, self.taken_over) = (true, None);
         Ok(change)
     }
 
@@ -201,6 +222,20 @@ impl EntryPoint {
             self.ensure(Thoroughness::Everything)?;
         }
         Ok(())
+    }
+
+    /// The pods whose packets are not seen any more because of a setting of the node.
+    pub(super) fn hidden_by_now(&mut self) -> Result<Vec<LocalName>, PointError> {
+        let of_bridges = self.found.iter().filter(|(_, end)| end.bridge.is_some());
+        let of_bridges: Vec<(LocalName, NodeEnd)> =
+            of_bridges.map(|(pod, end)| (pod.clone(), end.clone())).collect();
+        let mut found = Vec::new();
+        for (pod, end) in of_bridges {
+            if self.hidden(&end)?.is_some() {
+                found.push(pod);
+            }
+        }
+        Ok(found)
     }
 
     /// Why packets between ports of the bridge are not seen, if they are not.

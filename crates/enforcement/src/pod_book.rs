@@ -1,6 +1,7 @@
 //! What the rules of pods in their own network namespaces are to be, and what of it is loaded. It touches no kernel: whoever does takes a
 //! [`PodJob`] and says how it went.
 
+mod job;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use policy::index::{
 use ruleset::{Backend, Element, Family, Key, SetDelta};
 
 use super::point::PointCharge;
+pub use job::{PodJob, SetContent, SetJob};
 
 /// See the module.
 #[derive(Debug)]
@@ -40,6 +42,10 @@ struct BookedPod {
     rules: Option<Arc<CompiledPod>>,
     /// What it has; nothing where that has to be looked at.
     loaded: Option<Option<Arc<CompiledPod>>>,
+    /// What it had when that was known last.
+    last: Option<Arc<CompiledPod>>,
+    /// Whether a job is under way after which that is known.
+    is_at_work: bool,
     /// Members that came or went since they were loaded last, and whether they are there.
     pending: BTreeMap<Arc<PeerSet>, BTreeMap<PeerMember, bool>>,
     /// The same of sets of addresses of Services, by their names.
@@ -53,39 +59,6 @@ struct PodScope {
     all: bool,
     /// What is inside the tunnel of ambient mode.
     tunnel: bool,
-}
-
-/// What is to be done in a pod's namespace.
-#[derive(Debug, Clone)]
-pub struct PodJob {
-    /// The rules that it is to have; nothing: none.
-    pub rules: Option<Arc<CompiledPod>>,
-    /// Those that it is known to have.
-    pub before: Option<Arc<CompiledPod>>,
-    /// What becomes of its sets, those that are new among them.
-    pub sets: Vec<SetJob>,
-    /// Whether everything is to be compared with what is there.
-    pub is_whole: bool,
-    /// Whether the rules are to judge what is inside the pod's tunnel.
-    pub judges_tunnel: bool,
-}
-
-/// What becomes of a set.
-#[derive(Debug, Clone)]
-pub struct SetJob {
-    /// Its name in the kernel.
-    pub name: String,
-    /// The whole of it, where what is there is not known; else what changes.
-    pub content: SetContent,
-}
-
-/// See [`SetJob`].
-#[derive(Debug, Clone)]
-pub enum SetContent {
-    /// All members.
-    Whole(Vec<Element>),
-    /// Some come or go.
-    Changes(SetDelta),
 }
 
 impl PodBook {
@@ -118,8 +91,8 @@ impl PodBook {
         self.sets = index.sets().map(|(set, members)| (set.clone(), members.collect())).collect();
         let mut wanted = BTreeMap::new();
         for (name, facts, classes) in index.pods() {
-            let scope = PodScope::of(pods(name) == PointCharge::Its, facts.tunnel);
-            if scope != PodScope::default() {
+            let scope = self.scope(name, pods(name), facts.tunnel);
+            if let Some(scope) = scope.filter(|scope| *scope != PodScope::default()) {
                 wanted.insert(name, (classes, scope));
             }
         }
@@ -136,18 +109,18 @@ impl PodBook {
 
     /// Everything that pods have is to be compared. Gives the pods.
     pub fn look_at_all(&mut self) -> Vec<LocalName> {
-        self.pods.values_mut().for_each(|pod| pod.loaded = None);
+        self.pods.values_mut().for_each(BookedPod::is_unknown);
         self.pods.keys().cloned().collect()
     }
 
     /// A pod is to be looked at that may have rules of an earlier time.
     pub fn look_at(&mut self, name: LocalName) {
-        self.pods.entry(name).or_default().loaded = None;
+        self.pods.entry(name).or_default().is_unknown();
     }
 
     /// A pod has another namespace than before, in which nothing is known to be.
     pub fn moved(&mut self, name: &LocalName) {
-        self.pods.get_mut(name).into_iter().for_each(|pod| pod.loaded = None);
+        self.pods.get_mut(name).into_iter().for_each(BookedPod::is_unknown);
     }
 
     /// From now on it is known whether a pod's policies are enforced in its namespace, whatever was there.
@@ -163,7 +136,7 @@ impl PodBook {
         &mut self,
         effects: &[PolicyEffect],
         index: &PolicyIndex,
-        pods: &dyn Fn(&LocalName) -> bool,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
     ) -> BTreeSet<LocalName> {
         let mut touched = BTreeSet::new();
         for effect in effects {
@@ -176,7 +149,8 @@ impl PodBook {
                 PolicyEffect::SetGoes(set) => drop(self.sets.remove(set)),
                 PolicyEffect::ClassChanges(class) => touched.extend(self.change_class(class, index)),
                 PolicyEffect::PodChanges { pod, classes, tunnel, .. } => {
-                    if self.set_pod(pod, classes, PodScope::of(pods(pod), *tunnel), index) {
+                    let scope = self.scope(pod, pods(pod), *tunnel);
+                    if scope.is_some_and(|scope| self.set_pod(pod, classes, scope, index)) {
                         touched.insert(pod.clone());
                     }
                 }
@@ -220,6 +194,11 @@ impl PodBook {
     /// What is to be done for a pod now; nothing if it is not known any more. What changes from here on is the next job's.
     pub fn job(&mut self, name: &LocalName) -> Option<PodJob> {
         let pod = self.pods.get_mut(name)?;
+        let waits = |class: &Arc<PolicyClass>| pod.scope.all && !self.services.contains_key(class);
+        if pod.rules.is_some() && pod.classes.egress.as_ref().is_some_and(waits) {
+            // Addresses of Services are not judged yet, and whatever denies some of them is left in its place. They make a new job.
+            return None;
+        }
         let mut pending = std::mem::take(&mut pod.pending);
         let before = pod.loaded.clone().flatten();
         let mut sets = Vec::new();
@@ -255,17 +234,27 @@ impl PodBook {
         let is_whole = pod.loaded.is_none();
         // Until it is said how it went, nobody knows.
         pod.loaded = None;
+        pod.is_at_work = true;
         let judges_tunnel = pod.scope.tunnel;
-        Some(PodJob { rules: pod.rules.clone(), before, sets, is_whole, judges_tunnel })
+        Some(PodJob {
+            rules: pod.rules.clone(),
+            before,
+            last: pod.last.clone(),
+            sets,
+            is_whole,
+            judges_tunnel,
+        })
     }
 
-    /// A job was done: the pod has its rules.
-    pub fn done(&mut self, name: &LocalName, job: &PodJob) {
-        let Some(pod) = self.pods.get_mut(name) else { return };
-        pod.loaded = Some(job.rules.clone());
+    /// A job was done: the pod has its rules. Not where the pod was to be looked at again meanwhile, or has moved.
+    pub fn done(&mut self, name: &LocalName, job: &PodJob) -> bool {
+        let Some(pod) = self.pods.get_mut(name).filter(|pod| pod.is_at_work) else { return false };
+        pod.is_at_work = false;
+        (pod.loaded, pod.last) = (Some(job.rules.clone()), job.rules.clone());
         if pod.rules.is_none() && job.rules.is_none() {
             self.pods.remove(name);
         }
+        true
     }
 
     /// The pods that have rules, or are to have them.
@@ -280,6 +269,13 @@ impl PodBook {
             (rules, _) => rules.is_some(),
         };
         self.pods.values().filter(waits).count()
+    }
+
+    /// What of a pod is judged in its namespace; nothing where that is not known yet, so that what is there stays.
+    fn scope(&self, name: &LocalName, charge: PointCharge, tunnel: TunnelJudge) -> Option<PodScope> {
+        let is_unsettled = charge == PointCharge::Unsettled;
+        let all = if is_unsettled { self.pods.get(name)?.scope.all } else { charge == PointCharge::Its };
+        Some(PodScope::of(all, tunnel))
     }
 
     /// Says what a pod is to have. Whether that is something else than before.
@@ -354,6 +350,11 @@ impl PodBook {
 // === impl BookedPod ===
 
 impl BookedPod {
+    /// What it has is to be looked at, also where a job is under way: that may be in another namespace, or before whatever is to be looked at.
+    fn is_unknown(&mut self) {
+        (self.loaded, self.is_at_work) = (None, false);
+    }
+
     /// It is to have nothing.
     fn is_let_go(&mut self) {
         (self.classes, self.scope, self.rules) = (PodClasses::default(), PodScope::default(), None);

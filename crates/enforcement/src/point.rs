@@ -31,7 +31,7 @@ pub trait PolicyPoint: Send {
         &mut self,
         effects: &[PolicyEffect],
         index: &PolicyIndex,
-        pods: &dyn Fn(&LocalName) -> bool,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
     ) -> Result<(), PointError>;
 
     /// Takes what policies come to for addresses of Services, for classes of pods that are judged where packets go to these still.

@@ -96,14 +96,7 @@ impl Points {
             self.entry.clear()?;
         }
         let (choice, sights) = (self.choice, &self.sights);
-        self.pod.adopt(index, &|pod| {
-            let is_isolated = || index.classes_of(pod).is_some_and(|classes| classes.iter().next().is_some());
-            match (choice, sights.get(pod)) {
-                (choice, sight) if is_in_pod(choice, sight) => PointCharge::Its,
-                (PointChoice::Auto, None) if is_isolated() => PointCharge::Unsettled,
-                _ => PointCharge::Others,
-            }
-        })
+        self.pod.adopt(index, &|pod| charge(choice, sights.get(pod), pod, index))
     }
 
     /// Tests whether the node sees a pod, and enforces its policies where that says.
@@ -114,11 +107,13 @@ impl Points {
         let sight = self.entry.look(at);
         self.untested.remove(&at.pod);
         let before = self.sights.insert(at.pod.clone(), sight.clone());
-        if before.as_ref() == Some(&sight) || self.choice == PointChoice::Node {
+        let is_news = before.as_ref() != Some(&sight);
+        if self.choice == PointChoice::Node || !(is_news || at.is_starting) {
             return Ok(());
         }
-        match (&sight, before) {
-            (NodeSight::Unseen(reason), _) => self.log.warn(
+        let had_rules = matches!(before, Some(NodeSight::Unseen(_)));
+        match (&sight, before.filter(|_| is_news)) {
+            (NodeSight::Unseen(reason), _) if is_news => self.log.warn(
                 "the node's rules do not see a pod's packets: its policies are enforced in its own namespace",
                 &[("pod", &name_of(&at.pod)), ("reason", reason)],
             ),
@@ -126,9 +121,13 @@ impl Points {
                 "the node's rules see a pod's packets by now: its policies are enforced there",
                 &[("pod", &name_of(&at.pod))],
             ),
-            (NodeSight::Seen, None) => {}
+            (NodeSight::Unseen(_), _) | (NodeSight::Seen, None) => {}
         }
-        if sight == NodeSight::Seen && at.is_starting {
+        // A starting pod has nothing of ours but a guard, which its plugin ends, unless rules judge its tunnel. A plugin asks again once it has guarded a
+        // pod that the node does not see: the guard has the place of the pod's rules then.
+        let has_tunnel = is_isolated(&at.pod, index)
+            && index.facts_of(&at.pod).is_some_and(|facts| facts.tunnel != TunnelJudge::Port);
+        if sight == NodeSight::Seen && at.is_starting && !had_rules && !has_tunnel {
             return Ok(());
         }
         self.pod.settle(at, sight != NodeSight::Seen, index)
@@ -136,11 +135,10 @@ impl Points {
 
     /// See [`PolicyPoint::verify`].
     pub(super) fn verify(&mut self, index: &PolicyIndex, look: PointLook) -> Result<(), PointError> {
-        let done = [
-            (EnforcementPoint::Node, self.node.verify(index, look)?),
-            (EnforcementPoint::Node, self.entry.verify(look)?),
-            (EnforcementPoint::Pod, self.pod.verify(index, look)?),
-        ];
+        let has_repaired = self.node.verify(index, look)?;
+        let of_node = self.entry.verify(look, self.untested.is_empty())? || has_repaired;
+        let done =
+            [(EnforcementPoint::Node, of_node), (EnforcementPoint::Pod, self.pod.verify(index, look)?)];
         for (at, _) in done.into_iter().filter(|(_, has_repaired)| *has_repaired) {
             let text = "rules of policies were not as they should be, and are again; something else on this node changes them";
             self.log.warn(text, &[("point", &at.name())]);
@@ -150,6 +148,7 @@ impl Points {
         if look == PointLook::Everything {
             let unseen: Vec<LocalName> = self.unseen().map(|(pod, _)| pod.clone()).collect();
             self.untested.extend(unseen);
+            self.untested.extend(self.entry.hidden_by_now()?);
         }
         Ok(())
     }
@@ -172,12 +171,13 @@ impl Points {
         let of_node = effects.iter().filter(|effect| at_node || !is_of_pod(effect));
         let of_node: Vec<PolicyEffect> = of_node.cloned().collect();
         let (choice, sights) = (self.choice, &self.sights);
+        let of_nodes_pods = if at_node { PointCharge::Its } else { PointCharge::Others };
         let of_node = match of_node.is_empty() {
             true => Ok(()),
-            false => self.node.apply(&of_node, index, &|_| at_node),
+            false => self.node.apply(&of_node, index, &|_| of_nodes_pods),
         };
         // What is inside tunnels is judged in pods that are the node's else.
-        let of_pod = self.pod.apply(effects, index, &|pod| is_in_pod(choice, sights.get(pod)));
+        let of_pod = self.pod.apply(effects, index, &|pod| charge(choice, sights.get(pod), pod, index));
         for error in [of_node, of_pod].into_iter().filter_map(Result::err) {
             self.log.warn(NOT_DONE, &[("error", &fault::chain(&error))]);
             is_done = false;
@@ -205,6 +205,24 @@ fn is_in_pod(choice: PointChoice, sight: Option<&NodeSight>) -> bool {
         PointChoice::Auto => matches!(sight, Some(NodeSight::Unseen(_))),
         PointChoice::Node => false,
     }
+}
+
+/// What of a pod is enforced in its own namespace.
+fn charge(
+    choice: PointChoice,
+    sight: Option<&NodeSight>,
+    pod: &LocalName,
+    index: &PolicyIndex,
+) -> PointCharge {
+    match (choice, sight) {
+        (choice, sight) if is_in_pod(choice, sight) => PointCharge::Its,
+        (PointChoice::Auto, None) if is_isolated(pod, index) => PointCharge::Unsettled,
+        _ => PointCharge::Others,
+    }
+}
+
+fn is_isolated(pod: &LocalName, index: &PolicyIndex) -> bool {
+    index.classes_of(pod).is_some_and(|classes| classes.iter().next().is_some())
 }
 
 fn is_of_pod(effect: &PolicyEffect) -> bool {

@@ -215,6 +215,11 @@ impl PolicyIndex {
         self.pods.get(pod).map(|pod| &pod.classes)
     }
 
+    /// What is known of a pod of the node.
+    pub fn facts_of(&self, pod: &LocalName) -> Option<&LocalFacts> {
+        self.pods.get(pod).map(|pod| &pod.facts)
+    }
+
     /// The classes that pods of the node have.
     pub fn classes(&self) -> impl Iterator<Item = &Arc<PolicyClass>> {
         self.classes.keys()

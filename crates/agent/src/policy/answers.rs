@@ -172,7 +172,7 @@ fn answer(prepared: &PreparedPod) -> PrepareAnswer {
     let classes = &prepared.classes;
     PrepareAnswer {
         isolation: prepared.isolation,
-        // Rules come into a pod's own namespace once a process of the pod is there; until then it is guarded.
+        // Rules come into a pod's own namespace a moment later; until then it is guarded.
         in_force: prepared.point != EnforcementPoint::Pod,
         point: enforced_at(prepared.point),
         ingress_class: named(&classes.ingress),

@@ -192,7 +192,7 @@ impl PolicyPoint for NodePoint {
         &mut self,
         effects: &[PolicyEffect],
         index: &PolicyIndex,
-        _: &dyn Fn(&LocalName) -> bool,
+        _: &dyn Fn(&LocalName) -> PointCharge,
     ) -> Result<(), PointError> {
         let deltas = self.rules.apply(effects, index);
         if !self.loaded {

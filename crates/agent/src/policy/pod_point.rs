@@ -96,18 +96,20 @@ impl PolicyPoint for PodPolicyPoint {
         pods: &dyn Fn(&LocalName) -> PointCharge,
     ) -> Result<(), PointError> {
         let node = self.keeper.node_addresses().map_err(PointError::new)?;
-        let mut book = self.keeper.book();
-        let cluster = self.keeper.parts.cluster.index();
-        let all = cluster.pods().filter(|pod| !pod.host_network());
-        let all = all.map(|pod| LocalName { namespace: pod.namespace().into(), name: pod.name().into() });
-        let all: BTreeSet<LocalName> = all.filter(|name| pods(name) != PointCharge::Unsettled).collect();
-        all.difference(&self.settled).for_each(|name| book.look_at(name.clone()));
-        self.settled = all;
+        let all: BTreeSet<LocalName> = {
+            let cluster = self.keeper.parts.cluster.index();
+            let all = cluster.pods().filter(|pod| !pod.host_network());
+            let all = all.map(|pod| LocalName { namespace: pod.namespace().into(), name: pod.name().into() });
+            all.filter(|name| pods(name) != PointCharge::Unsettled).collect()
+        };
         if !std::mem::replace(&mut self.has_looked, true) {
             let until = Instant::now() + FIRST_PROCESS;
             let started = (self.keeper.parts.started)();
             self.keeper.guarded().extend(started.into_iter().map(|started| (name_of(&started.pod), until)));
         }
+        let mut book = self.keeper.book();
+        all.difference(&self.settled).for_each(|name| book.look_at(name.clone()));
+        self.settled = all;
         let touched = book.adopt(index, node, pods);
         drop(book);
         self.keeper.count_waiting();
@@ -119,7 +121,7 @@ impl PolicyPoint for PodPolicyPoint {
         &mut self,
         effects: &[PolicyEffect],
         index: &PolicyIndex,
-        pods: &dyn Fn(&LocalName) -> bool,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
     ) -> Result<(), PointError> {
         for effect in effects {
             if let PolicyEffect::PodGoes(pod) = effect {
@@ -298,9 +300,9 @@ impl PodPointKeeper {
         };
         let change = self.parts.slots.run(&key, Task::Program, load).await??;
         self.parts.backends.log_warnings(&self.parts.log);
-        self.book().done(name, &job);
+        let is_known = self.book().done(name, &job);
         self.guarded().remove(name);
-        if let Some(told) = self.tunnel_loaded.get().filter(|_| job.judges_tunnel) {
+        if let Some(told) = self.tunnel_loaded.get().filter(|_| is_known && job.judges_tunnel) {
             told(name);
         }
         if job.is_whole && change == Change::Replaced {
@@ -334,6 +336,7 @@ impl Reconcile for PodPointKeeper {
     }
 
     fn succeeded(&self, pod: &PodRef) {
+        self.count_waiting();
         self.parts.log.settled(&[("pod", pod)]);
     }
 

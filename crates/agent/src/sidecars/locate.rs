@@ -88,7 +88,7 @@ impl Sidecars {
     fn without_netns(&self) -> Vec<WantedPod> {
         let all = self.pods.all();
         let unknown = all.iter().filter(|pod| !matches!(pod.place, SandboxPlace::At(_)));
-        let (index, noted) = (self.parts.cluster.index(), self.noted_addresses());
+        let (noted, index) = (self.noted_addresses(), self.parts.cluster.index());
         let pods = unknown.filter_map(|pod| index.pod(&pod.key.namespace, &pod.key.name));
         pods.map(|pod| self.wanted_netns(pod, &noted)).filter(|pod| !pod.ips.is_empty()).collect()
     }

@@ -152,7 +152,7 @@ impl Sidecars {
         }
         let Ok(roots) = self.roots() else { return };
         let wanted = {
-            let (index, noted) = (self.parts.cluster.index(), self.noted_addresses());
+            let (noted, index) = (self.noted_addresses(), self.parts.cluster.index());
             let of = |pod: &&SidecarPod| index.pod(&pod.key.namespace, &pod.key.name).cloned();
             lost.iter().filter_map(of).map(|pod| self.wanted_netns(&pod, &noted)).collect()
         };

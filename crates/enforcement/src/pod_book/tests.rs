@@ -33,7 +33,7 @@ impl Setup {
             "spec": {"podSelector": {"matchLabels": {"app": "a"}}, "ingress": ingress.clone().unwrap_or_default()}});
         let terms = PolicyTerms::from(&serde_json::from_value::<facts::NetworkPolicy>(object).unwrap());
         let effects = self.index.policy(&self.world, &terms.name.clone(), ingress.map(|_| terms));
-        self.book.apply(&effects, &self.index, &|_| true)
+        self.book.apply(&effects, &self.index, &|_| PointCharge::Its)
     }
 
     fn pod(
@@ -53,7 +53,7 @@ impl Setup {
             false => Vec::new(),
         };
         effects.extend(self.index.pod(&self.world, &[address]));
-        self.book.apply(&effects, &self.index, &|_| true)
+        self.book.apply(&effects, &self.index, &|_| PointCharge::Its)
     }
 
     /// The next job of `a`, as its sets are told: whole ones by their length, changes by what comes and goes.

@@ -61,14 +61,17 @@ pub fn flows(_: &Inside, is_meant: impl Fn(&TrackedFlow) -> bool) -> Result<Vec<
 /// Has the kernel forget flows: the next packet of one is the first of a new one, and is judged. Gives how many there still were.
 ///
 /// # Errors
-/// The kernel did not forget one.
+/// The kernel did not forget one; the others are forgotten.
 pub fn forget_flows(_: &Inside, flows: &[TrackedFlow]) -> Result<usize, EntriesError> {
     let Some(mut socket) = open()? else { return Ok(0) };
-    let mut removed = 0;
+    let (mut removed, mut failure) = (0, None);
     for flow in flows {
-        removed += usize::from(remove(&mut socket, &flow.key)?);
+        match remove(&mut socket, &flow.key) {
+            Ok(was_there) => removed += usize::from(was_there),
+            Err(error) => failure = failure.or(Some(error)),
+        }
     }
-    Ok(removed)
+    failure.map_or(Ok(removed), Err)
 }
 
 fn open() -> Result<Option<NetlinkSocket>, EntriesError> {

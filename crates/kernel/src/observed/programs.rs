@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use conflicts::{BpfProgram, LookedAt};
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use super::PodProcesses;
 
@@ -95,7 +95,9 @@ fn open(processes: &PodProcesses, group: &Path, proc_root: &Path) -> std::io::Re
 
 /// `is_its_view`: as a container sees it. Only what is not the root of all has the file, and that would be anybody's.
 fn open_group(path: &Path, is_its_view: bool) -> std::io::Result<File> {
-    let directory = File::open(path)?;
+    // A pod may have put anything there. What is no directory is not opened, so that nothing waits for it.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let directory = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     let is_of_version_2 = rustix::fs::fstatfs(&directory)?.f_type == CGROUP2;
     let is_a_groups =
         !is_its_view || rustix::fs::statat(&directory, "cgroup.events", AtFlags::SYMLINK_NOFOLLOW).is_ok();

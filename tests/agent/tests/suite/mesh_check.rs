@@ -94,6 +94,8 @@ fn verification_tells_what_shadows_a_pod() {
         assert_eq!(lines("packets escape capture: chain o of table ip early"), 1, "{}", agent.log().text());
         pod.netns.nft("delete table ip early").unwrap();
         counted(0.0);
-        assert_eq!(lines("nothing shadows the rules of a pod any more"), 1);
+        let over = "nothing shadows the rules of a pod any more";
+        agent.log().wait_for(&[over], PATIENCE).unwrap();
+        assert_eq!(lines(over), 1);
     }
 }

@@ -31,13 +31,16 @@ fn left_by_an_earlier_agent(mesh: &Mesh, count: usize, nftables: &str) -> Vec<Me
     pods
 }
 
+/// More than are looked at at once.
+const MANY: usize = 6;
+
 /// With the option off nobody waits for a look at the pods: the agent is ready and ztunnel has them all before. Each is looked at within the
 /// interval, one after the other, and one that has lost its rules gets them back then.
 #[test]
 fn pods_are_looked_at_by_turns_where_that_may_wait() {
     at_once(["true", "false"], |nftables| {
         let mesh = Mesh::new().unwrap();
-        let left = left_by_an_earlier_agent(&mesh, 4, nftables);
+        let left = left_by_an_earlier_agent(&mesh, MANY, nftables);
         let robbed = &left[2];
         for program in
             ["nft flush ruleset", "iptables -t nat -F", "iptables -t mangle -F", "iptables -t raw -F"]
@@ -56,12 +59,15 @@ fn pods_are_looked_at_by_turns_where_that_may_wait() {
             .unwrap();
         let ready = Instant::now();
         let ztunnel = mesh.ztunnel().unwrap();
-        ztunnel.wait_served(4, PATIENCE).unwrap();
+        ztunnel.wait_served(MANY, PATIENCE).unwrap();
         let mut seen = BTreeSet::new();
         eventually("all of them are verified", interval + PATIENCE, || {
             let unconfirmed = pods(&agent, "unconfirmed");
             seen.insert(unconfirmed as u32);
-            ensure!(unconfirmed == 0.0 && pods(&agent, "enrolled") == 4.0, "{unconfirmed} are not");
+            ensure!(
+                unconfirmed == 0.0 && pods(&agent, "enrolled") == f64::from(MANY as u32),
+                "{unconfirmed} are not"
+            );
             Ok(())
         })
         .unwrap();
@@ -72,7 +78,10 @@ fn pods_are_looked_at_by_turns_where_that_may_wait() {
             wait_in(&mesh, pod).unwrap();
             assert_eq!(mesh.patches(pod), [Some("enabled".to_owned())], "{}", pod.name);
         }
-        agent.log().wait_for(&["the pods of an earlier agent are verified", "pods=4"], PATIENCE).unwrap();
+        agent
+            .log()
+            .wait_for(&["the pods of an earlier agent are verified", &format!("pods={MANY}")], PATIENCE)
+            .unwrap();
         assert_eq!(ztunnel.violations(), Vec::<String>::new());
     });
 }

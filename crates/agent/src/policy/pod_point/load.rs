@@ -75,11 +75,12 @@ fn unload(
     job: &PodJob,
 ) -> Result<Change, PodPointFailure> {
     // In iptables a rule of ours is known by a chain of ours that it leads to, or by the plan.
-    let rules = job.before.as_ref().map_or_else(policy::guard::no_rules, |before| before.rules.clone());
+    let rules = job.last.as_ref().map_or_else(policy::guard::no_rules, |last| last.rules.clone());
     let plan = Plan::of_layer(backend, rules);
     let change = kernel.cleanup(inside, &plan)?;
-    if let Some(before) = &job.before {
-        Sets::open(inside, backend, &before.rules)?.destroy()?;
+    if let Some(last) = &job.last {
+        // Where that fails, because a rule that is gone has not let go of them yet, it is tried again.
+        Sets::open(inside, backend, &last.rules)?.destroy()?;
     }
     Ok(change)
 }

@@ -29,13 +29,14 @@ const MOST: usize = 256 << 10;
 /// What there was. A rule of nf_tables has a number that no other one gets, and is never changed.
 #[derive(Debug)]
 pub(super) struct SeenRules {
-    nft: u64,
+    /// Nothing where there was too much to read.
+    nft: Option<u64>,
     legacy: Fingerprint,
 }
 
 impl PartialEq for SeenRules {
     fn eq(&self, other: &Self) -> bool {
-        self.nft == other.nft && self.legacy.has_legacy_of(&other.legacy)
+        self.nft.is_some() && self.nft == other.nft && self.legacy.has_legacy_of(&other.legacy)
     }
 }
 
@@ -47,12 +48,13 @@ impl SeenRules {
         let read = NetlinkSocket::netfilter().and_then(|mut socket| {
             FAMILIES.iter().try_for_each(|family| read(&mut socket, *family, kind, &mut hasher))
         });
-        match read {
-            Ok(()) => {}
-            Err(error) if crate::nft::is_absent(&error) => {}
+        let is_read = match read {
+            Ok(()) => true,
+            Err(netlink::Error::TooMany { .. }) => false,
+            Err(error) if crate::nft::is_absent(&error) => true,
             Err(source) => return Err(watch::Error::Netlink { operation: "list the rules", source }.into()),
-        }
-        Ok(Self { nft: hasher.finish(), legacy: watch::fingerprint(inside)? })
+        };
+        Ok(Self { nft: is_read.then(|| hasher.finish()), legacy: watch::fingerprint(inside)? })
     }
 }
 
