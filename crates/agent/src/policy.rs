@@ -2,6 +2,7 @@
 
 mod answers;
 mod cuts;
+mod denial_counts;
 mod denials;
 mod looker;
 mod node_point;

@@ -36,6 +36,7 @@ mod build;
 mod change;
 mod child;
 mod commit;
+mod counts;
 mod error;
 mod job;
 mod others;

@@ -33,7 +33,7 @@ mod uapi;
 use netns::Inside;
 use ruleset::{Hook, Ruleset, listed};
 
-pub use counts::ChainCounts;
+pub use counts::{LogCount, LogCounts};
 pub use error::Error;
 pub(crate) use error::is_absent;
 pub use missing::{KernelPart, MissingPart, Release};

@@ -18,6 +18,7 @@ const MAX_NAME: usize = 256;
 /// All of it.
 pub(super) struct PolicyMetrics {
     denied: IntCounterVec,
+    would_deny: IntCounterVec,
     pods: IntGaugeVec,
     guarded: IntGaugeVec,
     elements: IntGaugeVec,
@@ -36,6 +37,11 @@ impl PolicyMetrics {
             denied: make.counters(
                 "istio_cni_policy_denied_total",
                 "Packets that network policies denied, by direction, namespace of the pod and the policies that select it",
+                &["direction", "namespace", "policy_set"],
+            )?,
+            would_deny: make.counters(
+                "istio_cni_policy_would_deny_total",
+                "Packets that passed although network policies would deny them, because these are only tried out",
                 &["direction", "namespace", "policy_set"],
             )?,
             pods: make.gauges(
@@ -86,6 +92,20 @@ impl PolicyMetrics {
 impl super::Metrics {
     /// A set of policies has denied so many packets.
     pub fn policy_denied(&self, direction: &str, namespace: &str, policies: &str, packets: u64) {
+        self.count_packets(&self.policy.denied, (direction, namespace, policies), packets);
+    }
+
+    /// A set of policies would have, if they were not only tried out.
+    pub fn policy_would_deny(&self, direction: &str, namespace: &str, policies: &str, packets: u64) {
+        self.count_packets(&self.policy.would_deny, (direction, namespace, policies), packets);
+    }
+
+    fn count_packets(
+        &self,
+        series: &IntCounterVec,
+        (direction, namespace, policies): (&str, &str, &str),
+        packets: u64,
+    ) {
         let name = &policies[..policies.floor_char_boundary(MAX_NAME)];
         let set = [direction.to_owned(), namespace.to_owned(), name.to_owned()];
         let mut known = self.policy.sets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,7 +114,7 @@ impl super::Metrics {
         if has_room {
             known.insert(set);
         }
-        self.policy.denied.with_label_values(&labels).inc_by(packets);
+        series.with_label_values(&labels).inc_by(packets);
     }
 
     /// Rules of policies were put right.

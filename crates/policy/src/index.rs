@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use facts::{LabelSet, Selector};
 
-use crate::terms::{PolicyName, PolicyTerms, Section};
+use crate::terms::{PolicyName, PolicyTerms, RuleAction, Section};
 use crate::world::{PolicyPod, World};
 pub use class::{PodClasses, PolicyClass, classes_in};
 use sets::PeerSets;
@@ -244,6 +244,17 @@ impl PolicyIndex {
     pub fn isolates(&self, class: &PolicyClass) -> bool {
         let terms = class.policies.iter().filter_map(|name| self.policies.get(name));
         terms.into_iter().any(|terms| terms.direction(class.direction).isolates(&terms.name))
+    }
+
+    /// The policies of a class that are only tried out, and would deny something.
+    pub fn tried_out<'i>(&'i self, class: &'i PolicyClass) -> impl Iterator<Item = &'i PolicyTerms> {
+        let isolates = self.isolates(class);
+        let terms = class.policies.iter().filter_map(|name| self.terms(name)).map(|terms| &**terms);
+        terms.filter(move |terms| {
+            let said = terms.direction(class.direction);
+            let audits = said.rules.iter().any(|rule| rule.action == RuleAction::Audit);
+            audits || (said.is_tried_out && !isolates)
+        })
     }
 
     /// The sets that rules look into, with their members.

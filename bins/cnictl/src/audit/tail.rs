@@ -37,7 +37,7 @@ enum TailFormat {
 /// Show the last packets that network policies have denied on this node
 ///
 /// The agent keeps the last 4096 records in memory. A record is of the packets of one connection within a moment; in PACKETS, +N are those that the same
-/// policies denied meanwhile and that were not logged.
+/// policies denied meanwhile and that were not logged. AUDIT is the verdict on what passed because the policies that would deny it are only tried out.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct TailArgs {

@@ -1,6 +1,6 @@
 //! Hears what rules of policies log, and tells it: in the log, as Events, in the metrics, and to whoever asks at the agent's socket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +11,15 @@ use enforcement::{
     CountedDenials, DenialBatch, DenialBook, DenialEvents, DeniedPacket, EnforcementPoint, Policies,
 };
 use kernel::nflog::{LogRead, LoggedHeader, LoggedPacket, PacketLog};
-use kernel::nft::ChainCounts;
-use netns::{Inside, Netns};
-use policy::compile::{LOG_GROUP, POLICY_OWNER, denying_chain, denying_class, logged_number};
-use ruleset::TableKind;
+use netns::Host;
+use policy::compile::{LOG_GROUP, LogMark};
 use rundir::denials::{DenialEnd, DenialRecord};
 use telemetry::Scope;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::MissedTickBehavior;
 
 use super::cuts::{FlowCutter, NarrowedAddresses};
+use super::denial_counts::{CountError, DenialCounts};
 use crate::ambient::{AmbientConfig, open_host};
 use crate::events::Events;
 use crate::verification::NetnsWatch;
@@ -34,8 +33,6 @@ const BETWEEN_BATCHES: Duration = Duration::from_millis(20);
 const COUNT: Duration = Duration::from_secs(2);
 /// Pause before a log is asked for again that cannot be had.
 const RETRY: Duration = Duration::from_secs(30);
-/// Of more classes all counters are read at once.
-const FEW_CLASSES: usize = 16;
 /// Most records of a batch that are told in the agent's own log.
 const MOST_LINES: usize = 20;
 
@@ -65,7 +62,7 @@ pub(crate) struct DenialReader {
 struct DenialSource {
     point: EnforcementPoint,
     socket: PacketLog,
-    counts: ChainCounts,
+    counts: DenialCounts,
     /// Addresses of the own node.
     node: Arc<[IpAddr]>,
 }
@@ -77,8 +74,10 @@ enum DeafError {
     Netns(#[from] netns::Error),
     #[error("listen to group {LOG_GROUP} of nfnetlink_log: {0}")]
     Log(kernel::NetlinkError),
+    #[error("choose who reads counters of rules: {0}")]
+    Backend(String),
     #[error("{0}")]
-    Counts(#[from] kernel::nft::Error),
+    Counts(#[from] CountError),
     #[error("{0}")]
     Addresses(#[from] kernel::route::Error),
     #[error("wait for what rules log: {0}")]
@@ -159,11 +158,11 @@ impl DenialReader {
     }
 
     async fn open_node(&self) -> Result<(u64, DenialSource), DeafError> {
-        let (config, book) = (self.parts.config.clone(), self.parts.book.clone());
+        let DenialParts { config, book, log, .. } = &self.parts;
+        let (config, book, log) = (config.clone(), book.clone(), log.clone());
         let open = move || {
             let host = open_host(&config)?;
-            let source = DenialSource::open(host.netns(), EnforcementPoint::Node, None, &book)?;
-            Ok((host.id().ino, source))
+            Ok((host.id().ino, DenialSource::open(host, &config, &log, &book)?))
         };
         tokio::task::spawn_blocking(open).await?
     }
@@ -184,8 +183,8 @@ impl DenialReader {
             };
             let (after, batch, counted) = tokio::task::spawn_blocking(counting).await?;
             source = after;
-            for (class, packets) in counted? {
-                let (record, more) = self.parts.book.count(place, class, packets);
+            for (mark, packets) in counted? {
+                let (record, more) = self.parts.book.count(place, mark, packets);
                 self.tell(record.as_slice(), more.as_slice());
             }
             if !batch.is_empty() {
@@ -205,8 +204,11 @@ impl DenialReader {
 
     fn tell(&self, records: &[DenialRecord], counted: &[CountedDenials]) {
         let DenialParts { metrics, log, .. } = &self.parts;
-        for CountedDenials { direction, namespace, policies, packets } in counted {
-            metrics.policy_denied(direction, namespace, policies, *packets);
+        for CountedDenials { is_tried_out, direction, namespace, policies, packets } in counted {
+            match is_tried_out {
+                false => metrics.policy_denied(direction, namespace, policies, *packets),
+                true => metrics.policy_would_deny(direction, namespace, policies, *packets),
+            }
         }
         records.iter().take(MOST_LINES).for_each(|record| tell_line(log, record));
         for record in records {
@@ -230,7 +232,10 @@ impl DenialReader {
 fn tell_line(log: &Scope, record: &DenialRecord) {
     let policies = record.policy.selecting.join(", ");
     let (Some(source), Some(destination)) = (&record.source, &record.destination) else {
-        let text = "policies have denied more packets than were logged";
+        let text = match record.is_tried_out() {
+            false => "policies have denied more packets than were logged",
+            true => "policies that are only tried out would have denied more packets than were logged",
+        };
         let labels: [telemetry::Label<'_>; 3] = [
             ("direction", &record.traffic_direction),
             ("policies", &policies),
@@ -247,8 +252,12 @@ fn tell_line(log: &Scope, record: &DenialRecord) {
         .as_ref()
         .map(|near| format!("rule {} of {}, by its {}", near.rule, near.policy, near.missed));
     let near = near.unwrap_or_else(|| "no rule".to_owned());
+    let text = match record.is_tried_out() {
+        false => "policies deny a connection",
+        true => "policies that are only tried out would deny a connection",
+    };
     log.warn(
-        "policies deny a connection",
+        text,
         &[
             ("pod", &pod),
             ("direction", &record.traffic_direction),
@@ -267,7 +276,7 @@ fn tell_line(log: &Scope, record: &DenialRecord) {
 fn packet(logged: &LoggedPacket<'_>) -> Option<DeniedPacket> {
     let header = LoggedHeader::read(logged.packet)?;
     Some(DeniedPacket {
-        class: logged_number(&logged.prefix),
+        mark: LogMark::read(&logged.prefix),
         source: header.source,
         destination: header.destination,
         protocol: header.protocol,
@@ -280,29 +289,19 @@ fn packet(logged: &LoggedPacket<'_>) -> Option<DeniedPacket> {
 // === impl DenialSource ===
 
 impl DenialSource {
-    /// Listens in a namespace. What rules there have counted already is not told again. `node` are the own node's addresses; nothing: those of this
-    /// namespace.
-    fn open(
-        netns: &Netns,
-        point: EnforcementPoint,
-        node: Option<Arc<[IpAddr]>>,
-        book: &DenialBook,
-    ) -> Result<Self, DeafError> {
-        let place = netns.id().ino;
-        let open = |inside: &Inside| -> Result<_, DeafError> {
-            let mut counts = ChainCounts::open(inside, POLICY_OWNER, TableKind::Mangle)?;
-            for (chain, counted) in counts.of_last_rules(None)? {
-                denying_class(&chain).iter().for_each(|class| book.begin(place, *class, counted));
-            }
+    /// Listens in the node's namespace. What rules there have counted already is not told again.
+    fn open(host: Host, config: &AmbientConfig, log: &Scope, book: &DenialBook) -> Result<Self, DeafError> {
+        let place = host.id().ino;
+        let netns = host.netns().clone();
+        let backend = host.enter(|inside| config.backend(inside, log))?.map_err(DeafError::Backend)?;
+        let mut counts = DenialCounts::open(host, backend, config.iptables())?;
+        // Before the log: what is logged in between is told as suppressed.
+        counts.all()?.into_iter().for_each(|(mark, counted)| book.begin(place, mark, counted));
+        let (socket, node) = netns.enter(|inside| -> Result<_, DeafError> {
             let socket = PacketLog::open(inside, LOG_GROUP).map_err(DeafError::Log)?;
-            let node = match node {
-                Some(node) => node,
-                None => kernel::route::link_addresses(inside)?.into(),
-            };
-            Ok((socket, counts, node))
-        };
-        let (socket, counts, node) = netns.enter(open)??;
-        Ok(Self { point, socket, counts, node })
+            Ok((socket, kernel::route::link_addresses(inside)?.into()))
+        })??;
+        Ok(Self { point: EnforcementPoint::Node, socket, counts, node })
     }
 
     /// Puts what was logged into a batch.
@@ -320,31 +319,16 @@ impl DenialSource {
     fn count(
         &mut self,
         batch: &mut DenialBatch,
-        others: &[u64],
-    ) -> Result<BTreeMap<u64, u64>, kernel::nft::Error> {
-        let classes: Vec<u64> = batch.classes().collect();
-        for (class, packets) in self.counted(&classes)? {
-            batch.count(class, packets);
-        }
-        let others: Vec<u64> = others.iter().copied().filter(|class| !classes.contains(class)).collect();
-        self.counted(&others)
-    }
-
-    /// What rules have counted by now of classes.
-    fn counted(&mut self, classes: &[u64]) -> Result<BTreeMap<u64, u64>, kernel::nft::Error> {
-        let mut found = BTreeMap::new();
-        if classes.len() > FEW_CLASSES {
-            for (chain, packets) in self.counts.of_last_rules(None)? {
-                let class = denying_class(&chain).filter(|class| classes.contains(class));
-                found.extend(class.map(|class| (class, packets)));
+        others: &[LogMark],
+    ) -> Result<BTreeMap<LogMark, u64>, CountError> {
+        let marks: BTreeSet<LogMark> = batch.marks().collect();
+        let all: Vec<LogMark> = marks.iter().copied().chain(others.iter().copied()).collect();
+        let mut counted = self.counts.of(&all)?;
+        for mark in marks {
+            if let Some(packets) = counted.remove(&mark) {
+                batch.count(mark, packets);
             }
-            return Ok(found);
         }
-        for class in classes {
-            let chain = denying_chain(*class);
-            let counted = self.counts.of_last_rules(Some(&chain))?;
-            found.extend(counted.get(&chain).map(|packets| (*class, *packets)));
-        }
-        Ok(found)
+        Ok(counted)
     }
 }

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use policy::compile::LogMark;
+
 use crate::point::EnforcementPoint;
 
 /// Most connections that are told apart in a batch. The packets of others are counted by the rules as any.
@@ -13,8 +15,8 @@ const MOST_FLOWS: usize = 1000;
 /// A packet that a rule has logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeniedPacket {
-    /// The number of the class of policies that the rule is of; nothing if it is no rule of ours.
-    pub class: Option<u64>,
+    /// The class of policies that the rule is of; nothing if it is no rule of ours.
+    pub mark: Option<LogMark>,
     /// Who sent it.
     pub source: IpAddr,
     /// To whom.
@@ -40,14 +42,14 @@ pub struct DenialBatch {
     /// Addresses of the own node.
     pub(super) node: Arc<[IpAddr]>,
     pub(super) flows: BTreeMap<DeniedFlow, FlowTally>,
-    pub(super) received: BTreeMap<u64, u64>,
-    pub(super) counted: BTreeMap<u64, u64>,
+    pub(super) received: BTreeMap<LogMark, u64>,
+    pub(super) counted: BTreeMap<LogMark, u64>,
 }
 
 /// What is told as one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct DeniedFlow {
-    pub(super) class: Option<u64>,
+    pub(super) mark: Option<LogMark>,
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
     pub(super) protocol: u8,
@@ -78,9 +80,9 @@ impl DenialBatch {
 
     /// One more packet.
     pub fn add(&mut self, packet: DeniedPacket, at: SystemTime) {
-        let DeniedPacket { class, source, destination, protocol, ports, icmp, tcp_flags } = packet;
+        let DeniedPacket { mark, source, destination, protocol, ports, icmp, tcp_flags } = packet;
         let (source_port, port) = ports.unzip();
-        let flow = DeniedFlow { class, source, destination, protocol, port, icmp };
+        let flow = DeniedFlow { mark, source, destination, protocol, port, icmp };
         if let Some(tally) = self.flows.get_mut(&flow) {
             tally.packets += 1;
             tally.last = at;
@@ -90,8 +92,8 @@ impl DenialBatch {
         } else {
             return;
         }
-        if let Some(class) = class {
-            *self.received.entry(class).or_default() += 1;
+        if let Some(mark) = mark {
+            *self.received.entry(mark).or_default() += 1;
         }
     }
 
@@ -101,12 +103,12 @@ impl DenialBatch {
     }
 
     /// The classes whose rules logged them.
-    pub fn classes(&self) -> impl Iterator<Item = u64> + '_ {
+    pub fn marks(&self) -> impl Iterator<Item = LogMark> + '_ {
         self.received.keys().copied()
     }
 
-    /// What a class has denied in all, by the counter of its rule, read after the packets.
-    pub fn count(&mut self, class: u64, packets: u64) {
-        self.counted.insert(class, packets);
+    /// What a class has denied in all, or would have, by the counter of its rule, read after the packets.
+    pub fn count(&mut self, mark: LogMark, packets: u64) {
+        self.counted.insert(mark, packets);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use policy::compile::LogMark;
 use rundir::denials::{DenialRecord, DenialsReport};
 use telemetry::time_text;
 
@@ -36,12 +37,12 @@ struct State {
     lost: u64,
     deaf: Option<String>,
     /// By namespace and class.
-    tallies: BTreeMap<(u64, u64), ClassTally>,
+    tallies: BTreeMap<(u64, LogMark), ClassTally>,
     /// What rules of an earlier agent had counted when this one began.
-    before: BTreeMap<(u64, u64), u64>,
+    before: BTreeMap<(u64, LogMark), u64>,
 }
 
-/// What a class has denied in a namespace.
+/// What a class has denied in a namespace, or would have.
 #[derive(Debug, Default)]
 struct ClassTally {
     /// Its counter when it was read last, and when that was.
@@ -56,9 +57,11 @@ struct ClassTally {
     like: DenialRecord,
 }
 
-/// Packets that were denied, for a metric.
+/// Packets that were denied, or would be, for a metric.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CountedDenials {
+    /// Whether they passed, because the policies are only tried out.
+    pub is_tried_out: bool,
     /// `ingress` or `egress`.
     pub direction: String,
     /// Of the pods.
@@ -78,8 +81,8 @@ impl DenialBook {
     }
 
     /// What a rule that is there already has counted: who was there before has told of it.
-    pub fn begin(&self, place: u64, class: u64, counted: u64) {
-        self.state().before.insert((place, class), counted);
+    pub fn begin(&self, place: u64, mark: LogMark, counted: u64) {
+        self.state().before.insert((place, mark), counted);
     }
 
     /// So many packets found no room on their way to a reader.
@@ -101,20 +104,22 @@ impl DenialBook {
     ) -> (Vec<DenialRecord>, Vec<CountedDenials>) {
         let mut state = self.state();
         let mut counted = Vec::new();
-        let mut classes = batch.flows.keys().map(|flow| flow.class);
+        let mut marks = batch.flows.keys().map(|flow| flow.mark);
         for record in &mut records {
-            let Some(class) = classes.next().flatten() else { continue };
-            let received = batch.received.get(&class).copied().unwrap_or_default();
-            let tally = state.tally((batch.place, class));
+            let Some(mark) = marks.next().flatten() else { continue };
+            let received = batch.received.get(&mark).copied().unwrap_or_default();
+            let tally = state.tally((batch.place, mark));
             // The first of its records in this batch.
             if tally.heard != Some(now) {
                 (tally.heard, tally.like) = (Some(now), record.clone());
-                // Without a counter those are known that were received.
-                let after = batch.counted.get(&class).copied().unwrap_or(tally.counted + received);
                 if tally.read.is_some_and(|read| now - read >= UNDERWAY) {
                     tally.settled = tally.denied;
                 }
-                counted.extend(tally.count(after, now));
+                counted.extend(match batch.counted.get(&mark) {
+                    Some(by_now) => tally.count(*by_now, Some(now)),
+                    // Until the counter is read those are known that were received.
+                    None => tally.count(tally.counted + received, None),
+                });
                 tally.told += received;
                 record.suppressed = tally.suppressed();
                 record.sampled = record.suppressed > 0;
@@ -133,22 +138,24 @@ impl DenialBook {
     }
 
     /// Those classes of a namespace. Nothing of them is underway.
-    pub fn silent(&self, place: u64, now: Instant) -> Vec<u64> {
+    pub fn silent(&self, place: u64, now: Instant) -> Vec<LogMark> {
         let state = self.state();
-        let of_place = state.tallies.range((place, 0)..=(place, u64::MAX));
-        of_place.filter(|(_, tally)| tally.is_silent(now)).map(|((_, class), _)| *class).collect()
+        let [first, last] = [(u64::MIN, false), (u64::MAX, true)]
+            .map(|(class, is_tried_out)| (place, LogMark { class, is_tried_out }));
+        let of_place = state.tallies.range(first..=last);
+        of_place.filter(|(_, tally)| tally.is_silent(now)).map(|((_, mark), _)| *mark).collect()
     }
 
     /// What the rule of a class has counted by now. Gives what of it no record tells, as a record without ends.
     pub fn count(
         &self,
         place: u64,
-        class: u64,
+        mark: LogMark,
         counted: u64,
     ) -> (Option<DenialRecord>, Option<CountedDenials>) {
         let mut state = self.state();
-        let Some(tally) = state.tallies.get_mut(&(place, class)) else { return (None, None) };
-        let more = tally.count(counted, Instant::now());
+        let Some(tally) = state.tallies.get_mut(&(place, mark)) else { return (None, None) };
+        let more = tally.count(counted, Some(Instant::now()));
         tally.settled = tally.denied;
         let suppressed = tally.suppressed();
         if suppressed == 0 {
@@ -199,7 +206,7 @@ impl DenialBook {
 }
 
 impl State {
-    fn tally(&mut self, key: (u64, u64)) -> &mut ClassTally {
+    fn tally(&mut self, key: (u64, LogMark)) -> &mut ClassTally {
         if self.tallies.len() >= MOST_TALLIES && !self.tallies.contains_key(&key) {
             let now = Instant::now();
             self.tallies.retain(|_, tally| tally.heard.is_some_and(|heard| now - heard < ACTIVE));
@@ -231,14 +238,16 @@ impl ClassTally {
         suppressed
     }
 
-    /// The counter is this now. A lower one is of a rule that was made anew.
-    fn count(&mut self, counted: u64, now: Instant) -> Option<CountedDenials> {
+    /// The counter is this now, if it was read; else that much at least. A lower one is of a rule that was made anew.
+    fn count(&mut self, counted: u64, read: Option<Instant>) -> Option<CountedDenials> {
         let more = if counted >= self.counted { counted - self.counted } else { counted };
-        (self.counted, self.read) = (counted, Some(now));
+        (self.counted, self.read) = (counted, read.or(self.read));
         self.denied += more;
         let DenialRecord { traffic_direction, policy, .. } = &self.like;
+        let is_tried_out = self.like.is_tried_out();
         let namespace = policy.selecting.first().and_then(|name| name.split_once('/'));
         (more > 0).then(|| CountedDenials {
+            is_tried_out,
             direction: traffic_direction.to_ascii_lowercase(),
             namespace: namespace.map(|(namespace, _)| namespace.to_owned()).unwrap_or_default(),
             policies: policy.selecting.join(","),

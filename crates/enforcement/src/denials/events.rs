@@ -44,12 +44,13 @@ pub struct DenialEvent {
 // === impl DenialEvents ===
 
 impl DenialEvents {
-    /// What is to be written of a record, if anything. Who is outside of the cluster and tries a pod's ports makes no Events.
+    /// What is to be written of a record, if anything. Who is outside of the cluster and tries a pod's ports makes no Events, nor do policies that are
+    /// only tried out: nothing is wrong with the pod.
     pub fn take(&mut self, record: &DenialRecord, now: Instant) -> Option<DenialEvent> {
         let (source, destination) = (record.source.as_ref()?, record.destination.as_ref()?);
         let is_egress = record.traffic_direction == "EGRESS";
         let (pod, peer) = if is_egress { (source, destination) } else { (destination, source) };
-        if pod.kind != "pod" || (!is_egress && peer.kind == "external") {
+        if record.is_tried_out() || pod.kind != "pod" || (!is_egress && peer.kind == "external") {
             return None;
         }
         let subject = (

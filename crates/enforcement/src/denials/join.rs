@@ -7,9 +7,11 @@ use std::sync::Arc;
 use facts::networkpolicy::PolicyProtocol;
 use policy::compile::log_number;
 use policy::index::{PolicyClass, PolicyEffect, PolicyIndex};
+use policy::terms::{PolicyName, PolicyTerms, Section};
 use policy::{PolicyPod as _, Traffic, TrafficDirection, World as _, nearest_miss};
 use rundir::denials::{
     DENIAL_SCHEMA, DenialEnd, DenialRecord, DeniedIcmp, DenyingPolicies, NearRule, POLICY_VIOLATION,
+    POLICY_WOULD_DENY,
 };
 use telemetry::time_text;
 
@@ -66,15 +68,22 @@ pub(crate) fn join(
     (index, classes): (&PolicyIndex, &LoggedClasses),
 ) -> Vec<DenialRecord> {
     let record = |(flow, tally): (&DeniedFlow, &FlowTally)| {
-        let class = flow.class.and_then(|number| classes.find(number));
+        let class = flow.mark.and_then(|mark| classes.find(mark.class));
+        let is_tried_out = flow.mark.is_some_and(|mark| mark.is_tried_out);
+        let (kind, verdict) = match (is_tried_out, batch.rejected) {
+            (true, _) => (POLICY_WOULD_DENY, "AUDIT"),
+            (false, true) => (POLICY_VIOLATION, "REJECTED"),
+            (false, false) => (POLICY_VIOLATION, "DROPPED"),
+        };
         let end = |address, port| end(batch, world, own_node, address, port);
         let egress =
             class.map_or(TrafficDirection::Ingress, |class| class.direction) == TrafficDirection::Egress;
         DenialRecord {
             time: time_text(tally.first),
             end_time: time_text(tally.last),
-            kind: POLICY_VIOLATION.to_owned(),
-            verdict: if batch.rejected { "REJECTED" } else { "DROPPED" }.to_owned(),
+            kind: kind.to_owned(),
+            verdict: verdict.to_owned(),
+            allowed: is_tried_out,
             traffic_direction: if egress { "EGRESS" } else { "INGRESS" }.to_owned(),
             reporter: if egress { "src" } else { "dst" }.to_owned(),
             source: Some(end(flow.source, tally.source_port)),
@@ -121,13 +130,21 @@ fn policies(
         (Some(protocol), Some(port)) => Traffic::Port(protocol, port),
         _ => Traffic::Portless,
     };
-    let terms = class.policies.iter().filter_map(|name| index.terms(name)).map(|terms| &**terms);
+    // Where it has changed since, which of them it was is not known any more.
+    let tried: Vec<&PolicyTerms> = index.tried_out(class).collect();
+    let only = flow.mark.is_some_and(|mark| mark.is_tried_out && !tried.is_empty()).then_some(tried);
+    let selecting: Vec<&PolicyName> = match &only {
+        Some(tried) => tried.iter().map(|terms| &terms.name).collect(),
+        None => class.policies.iter().collect(),
+    };
+    let terms = selecting.iter().filter_map(|name| index.terms(name)).map(|terms| &**terms);
     let miss = nearest_miss(world, class.direction, terms, (flow.source, flow.destination, traffic));
+    let is_tenants = selecting.first().is_some_and(|name| name.section == Section::Tenant);
     DenyingPolicies {
-        kind: "NetworkPolicy".to_owned(),
-        tier: "np".to_owned(),
-        default: true,
-        selecting: class.policies.iter().map(ToString::to_string).collect(),
+        kind: if is_tenants { "NetworkTenant" } else { "NetworkPolicy" }.to_owned(),
+        tier: if is_tenants { "tenant" } else { "np" }.to_owned(),
+        default: !is_tenants,
+        selecting: selecting.into_iter().map(ToString::to_string).collect(),
         nearest_miss: miss.map(|miss| NearRule {
             policy: miss.policy.to_string(),
             rule: miss.rule,

@@ -1,15 +1,17 @@
 use std::time::{Duration, Instant, SystemTime};
 
-use rundir::denials::{DenialEnd, DenialRecord, DenyingPolicies, NearRule};
+use policy::compile::LogMark;
+use rundir::denials::{DenialEnd, DenialRecord, DenyingPolicies, NearRule, POLICY_WOULD_DENY};
 
 use super::*;
 use crate::point::EnforcementPoint;
 
-const CLASS: u64 = 7;
+const DENIES: LogMark = LogMark { class: 7, is_tried_out: false };
+const WOULD_DENY: LogMark = LogMark { class: 7, is_tried_out: true };
 
 fn packet(port: u16) -> DeniedPacket {
     DeniedPacket {
-        class: Some(CLASS),
+        mark: Some(DENIES),
         source: "10.0.0.1".parse().unwrap(),
         destination: "10.0.0.2".parse().unwrap(),
         protocol: 6,
@@ -22,7 +24,16 @@ fn packet(port: u16) -> DeniedPacket {
 fn batch(ports: &[u16], counted: u64) -> DenialBatch {
     let mut batch = DenialBatch::new(EnforcementPoint::Node, 0, false, [].into());
     ports.iter().for_each(|port| batch.add(packet(*port), SystemTime::now()));
-    batch.count(CLASS, counted);
+    batch.count(DENIES, counted);
+    batch
+}
+
+/// Of policies that are only tried out, by a backend whose counters are read now and then.
+fn tried_out(packets: u64, counted: Option<u64>) -> DenialBatch {
+    let mut batch = DenialBatch::new(EnforcementPoint::Node, 0, false, [].into());
+    (0..packets)
+        .for_each(|_| batch.add(DeniedPacket { mark: Some(WOULD_DENY), ..packet(80) }, SystemTime::now()));
+    counted.into_iter().for_each(|counted| batch.count(WOULD_DENY, counted));
     batch
 }
 
@@ -35,7 +46,12 @@ fn records(batch: &DenialBatch) -> Vec<DenialRecord> {
         kind: "pod".to_owned(),
         ..DenialEnd::default()
     };
+    let kind = |flow: &batch::DeniedFlow| match flow.mark {
+        Some(WOULD_DENY) => POLICY_WOULD_DENY.to_owned(),
+        _ => String::new(),
+    };
     let record = |(flow, tally): (&batch::DeniedFlow, &batch::FlowTally)| DenialRecord {
+        kind: kind(flow),
         traffic_direction: "INGRESS".to_owned(),
         source: Some(end("client", tally.source_port)),
         destination: Some(end("web", flow.port)),
@@ -60,7 +76,7 @@ fn records_and_suppressed_packets_are_all_that_a_rule_counted() {
     let (book, start) = (DenialBook::new("n1", "run".to_owned()), Instant::now());
     let at = |milliseconds| start + Duration::from_millis(milliseconds);
     // What an earlier agent has told.
-    book.begin(0, CLASS, 1000);
+    book.begin(0, DENIES, 1000);
     let (mut told, mut counted) = (Vec::new(), 0);
     let mut take = |ports: &[u16], by_now, now| {
         let batch = batch(ports, by_now);
@@ -78,11 +94,11 @@ fn records_and_suppressed_packets_are_all_that_a_rule_counted() {
         [(2, 0), (1, 0), (4, 4), (1, 0),]
     );
     assert!(book.active(at(600)).is_empty(), "what was logged is underway");
-    assert_eq!((book.active(at(2000)), book.silent(0, at(2000))), (vec![0], vec![CLASS]));
-    let (rest, more) = book.count(0, CLASS, 21_015);
+    assert_eq!((book.active(at(2000)), book.silent(0, at(2000))), (vec![0], vec![DENIES]));
+    let (rest, more) = book.count(0, DENIES, 21_015);
     let rest = rest.unwrap();
     assert_eq!((rest.packets, rest.suppressed, &rest.source), (0, 20_003, &None));
-    assert_eq!(book.count(0, CLASS, 21_015), (None, None));
+    assert_eq!(book.count(0, DENIES, 21_015), (None, None));
     let more = more.unwrap();
     assert_eq!((&*more.direction, &*more.namespace, &*more.policies), ("ingress", "shop", "shop/closed"));
     assert_eq!(counted + more.packets, 20_015);
@@ -92,7 +108,36 @@ fn records_and_suppressed_packets_are_all_that_a_rule_counted() {
     assert_eq!(report.records.iter().map(|record| record.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
     assert_eq!(book.report(4).records, [rest]);
     // Its rule is made anew, and counts from 0.
-    assert_eq!(book.count(0, CLASS, 2).0.unwrap().suppressed, 2);
+    assert_eq!(book.count(0, DENIES, 2).0.unwrap().suppressed, 2);
+}
+
+#[test]
+fn what_is_tried_out_is_counted_apart_also_by_counters_that_are_read_seldom() {
+    let (book, start) = (DenialBook::new("n1", "run".to_owned()), Instant::now());
+    let at = |milliseconds| start + Duration::from_millis(milliseconds);
+    book.begin(0, WOULD_DENY, 500);
+    let (mut told, mut counted) = ((0, 0), 0);
+    let mut take = |batch: &DenialBatch, now| {
+        let (records, more) = book.take(batch, records(batch), now);
+        told = records
+            .iter()
+            .fold(told, |(packets, more), record| (packets + record.packets, more + record.suppressed));
+        assert!(more.iter().all(|more| more.is_tried_out == records[0].is_tried_out()), "{more:?}");
+        counted += more.iter().filter(|more| more.is_tried_out).map(|more| more.packets).sum::<u64>();
+        (told, counted)
+    };
+    assert_eq!(take(&tried_out(3, Some(503)), at(0)), ((3, 0), 3));
+    // More of the same class that is denied has a counter of its own.
+    take(&batch(&[80], 1), at(10));
+    // Not read: what was received is known.
+    assert_eq!(take(&tried_out(4, None), at(500)), ((8, 0), 7));
+    assert_eq!(take(&tried_out(2, Some(600)), at(2000)), ((10, 0), 100));
+    // Nothing is underway any more of what the counter had then.
+    assert_eq!(take(&tried_out(1, None), at(2400)), ((11, 91), 101));
+    let (rest, more) = book.count(0, WOULD_DENY, 603);
+    assert_eq!((rest.unwrap().suppressed, more.unwrap().packets), (2, 2));
+    let record = records(&tried_out(1, None)).remove(0);
+    assert_eq!(DenialEvents::default().take(&record, start), None, "nothing is wrong with the pod");
 }
 
 #[test]

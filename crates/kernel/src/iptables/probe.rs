@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use ruleset::Family;
+use ruleset::{Family, TableKind};
 use rustix::io::Errno;
 
 use super::FAMILIES;
@@ -54,6 +54,15 @@ impl Present {
         match variant {
             Variant::Legacy => self.legacy,
             Variant::Nft => !self.nft_chains().is_empty(),
+        }
+    }
+
+    /// Whether the variant may have a chain in a table whose name begins so; legacy does not name its chains without a program.
+    pub(super) fn has_chain_of(&self, variant: Variant, kind: TableKind, beginning: &str) -> bool {
+        let is_it = |(table, chain): &(String, String)| table == kind.name() && chain.starts_with(beginning);
+        match variant {
+            Variant::Legacy => self.legacy,
+            Variant::Nft => self.nft_chains().iter().any(is_it),
         }
     }
 

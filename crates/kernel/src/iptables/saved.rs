@@ -68,24 +68,34 @@ impl SavedTable {
             {
                 self.chains.push(name.to_owned());
             }
-        } else if let Some(rule) = line.strip_prefix("-A ")
-            && let Some((chain, text)) = rule.split_once(' ')
-        {
-            self.rules.push(SavedRule { chain: chain.to_owned(), text: text.trim_end().to_owned() });
+        } else {
+            self.rules.extend(SavedRule::parse(line));
         }
     }
 }
 
 impl SavedRule {
+    /// Reads a line that adds a rule.
+    pub(super) fn parse(line: &str) -> Option<Self> {
+        let (chain, text) = line.strip_prefix("-A ")?.split_once(' ')?;
+        Some(Self { chain: chain.to_owned(), text: text.trim_end().to_owned() })
+    }
+
     /// The chain or the built-in target that the rule ends with.
     pub(super) fn target(&self) -> Option<&str> {
+        self.option(&["-j", "-g"])
+    }
+
+    /// The word behind the first of these options.
+    pub(super) fn option(&self, options: &[&str]) -> Option<&str> {
         // A comment may contain anything, also " -j X "; it is printed in quotes then.
         let mut quoted = false;
         let mut words = self.text.split(' ');
         while let Some(word) = words.next() {
             let opens = word.matches('"').count() - word.matches("\\\"").count();
-            if !quoted && matches!(word, "-j" | "-g") {
-                return words.next();
+            if !quoted && options.contains(&word) {
+                // Some versions print two spaces.
+                return words.find(|word| !word.is_empty());
             }
             quoted ^= opens % 2 == 1;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use ruleset::{Action, Chain, Family, Match, Ports, Protocol, Rule, Ruleset, Table, TableKind};
 
 use super::change::TableSide;
+use super::counts::log_counts;
 use super::error::{Failure, ProgramFailure};
 use super::job::{IptablesJob, JobReport, ProgramRun, TableStep};
 use super::program::Variant;
@@ -163,4 +164,17 @@ fn thousands_of_chains_of_others_take_no_time() {
     assert_eq!(side.differences(), []);
     assert!(side.holds_ours());
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+/// As versions of both variants print it.
+#[test]
+fn counters_are_those_of_rules_that_follow_a_log_in_their_chain() {
+    let saved = "*mangle\n:A - [0:0]\n:B - [0:0]\n[1:60] -A PREROUTING -j A\n\
+        [9:540] -A A -m limit --limit 10/sec --limit-burst 50 -m comment --comment \"a --nflog-prefix \\\" b\" -j NFLOG --nflog-prefix  \"ic1:1\" \
+        --nflog-group 115\n[20:1200] -A A -j DROP\n[30:1800] -A A -j DROP\n[4:4] -A A -j NFLOG --nflog-prefix ic1a:2\n[5:5] -A B -j RETURN\n\
+        [6:6] -A B -j NFLOG --nflog-prefix ic1a:3 --nflog-group 115\n[7:7] -A B -j RETURN\nCOMMIT\n";
+    let found: Vec<(String, String, u64)> =
+        log_counts(saved).map(|count| (count.chain, count.prefix, count.packets)).collect();
+    let wanted = [("A", "ic1:1", 20), ("B", "ic1a:3", 7)];
+    assert_eq!(found, wanted.map(|(chain, prefix, count)| (chain.to_owned(), prefix.to_owned(), count)));
 }

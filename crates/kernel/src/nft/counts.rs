@@ -1,6 +1,6 @@
 //! What rules have counted.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use netns::Inside;
@@ -9,17 +9,30 @@ use ruleset::TableKind;
 use super::list::{MOST, dump, handle, text};
 use super::uapi::{expr, family, message, rule};
 use super::{Error, question};
-use crate::netlink::wire::{Attributes, MessageWriter};
+use crate::netlink::wire::{Attribute, Attributes, MessageWriter};
 use crate::netlink::{self, NetlinkSocket};
 
 /// `NFTA_COUNTER_PACKETS`.
 const PACKETS: u16 = 2;
+/// `NFTA_LOG_PREFIX`.
+const PREFIX: u16 = 2;
 
 /// Reads counters of an owner's table in one namespace, over a socket that stays there.
 #[derive(Debug)]
-pub struct ChainCounts {
+pub struct LogCounts {
     table: String,
     socket: NetlinkSocket,
+}
+
+/// What a rule has counted that stands behind one that logs some of the same packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogCount {
+    /// The chain of both, as the kernel has it.
+    pub chain: String,
+    /// What the entries of the log begin with.
+    pub prefix: String,
+    /// Since the rule is there.
+    pub packets: u64,
 }
 
 /// The packets that each of the first rules of a chain has counted, in order; at most so many rules. What does not count has 0.
@@ -50,28 +63,39 @@ pub(super) fn packets(
 
 /// The packets that a rule has counted, if it counts.
 fn counted(attributes: Attributes<'_>) -> Option<u64> {
-    let mut parts = attributes.find(rule::EXPRESSIONS)?.nested().map(|part| part.nested());
-    let counter = parts.find(|part| part.find(expr::NAME).is_some_and(|name| name.text() == "counter"))?;
-    handle(counter.find(expr::DATA)?.nested(), PACKETS)
+    handle(data(attributes, "counter")?.nested(), PACKETS)
 }
 
-// === impl ChainCounts ===
+/// The prefix by which a rule logs, if it does.
+fn logged(attributes: Attributes<'_>) -> Option<String> {
+    Some(text(data(attributes, "log")?.nested(), PREFIX))
+}
 
-impl ChainCounts {
+/// Of a rule's first expression of a kind.
+fn data<'a>(attributes: Attributes<'a>, kind: &str) -> Option<Attribute<'a>> {
+    let mut parts = attributes.find(rule::EXPRESSIONS)?.nested().map(|part| part.nested());
+    parts.find(|part| part.find(expr::NAME).is_some_and(|name| name.text() == kind))?.find(expr::DATA)
+}
+
+// === impl LogCounts ===
+
+impl LogCounts {
     /// Of the table that an owner has of a kind. It need not be there.
     ///
     /// # Errors
-    /// The kernel has no nf_tables, or no descriptor is left.
+    /// No descriptor is left.
     pub fn open(_: &Inside, owner: &str, kind: TableKind) -> Result<Self, Error> {
         Ok(Self { table: kind.nft_table(owner), socket: super::open()? })
     }
 
-    /// What the last rule of each chain has counted since it is there, or that of one chain only. A chain whose last rule does not count is left out.
+    /// What the rules have counted that stand behind a log, of one chain only or of all.
     ///
     /// # Errors
     /// The kernel could not be asked.
-    pub fn of_last_rules(&mut self, chain: Option<&str>) -> Result<BTreeMap<String, u64>, Error> {
-        let mut found: BTreeMap<String, u64> = BTreeMap::new();
+    pub fn read(&mut self, chain: Option<&str>) -> Result<Vec<LogCount>, Error> {
+        let mut found: Vec<LogCount> = Vec::new();
+        // By chain what the rule before logs: a kernel need not list the rules of a chain together.
+        let mut before: HashMap<String, String> = HashMap::new();
         let filter = |w: &mut MessageWriter| {
             w.text(rule::TABLE, &self.table);
             chain.iter().for_each(|chain| w.text(rule::CHAIN, chain));
@@ -79,18 +103,22 @@ impl ChainCounts {
         let whole = dump(&mut self.socket, family::INET, message::GET_RULE, filter, |part| {
             let Some((_, attributes)) = part else {
                 found.clear();
+                before.clear();
                 return ControlFlow::Continue(());
             };
             let of = text(attributes, rule::CHAIN);
-            match counted(attributes) {
-                Some(packets) => _ = found.insert(of, packets),
-                None => _ = found.remove(&of),
+            let packets = counted(attributes);
+            if let (Some(prefix), Some(packets)) = (before.remove(&of), packets) {
+                found.push(LogCount { chain: of.clone(), prefix, packets });
+            }
+            if let Some(prefix) = logged(attributes) {
+                before.insert(of, prefix);
             }
             if found.len() > MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         whole.map_err(|e| question("read counters of rules", e))?;
         // A kernel that does not filter lists other chains, too.
-        found.retain(|of, _| chain.is_none_or(|chain| chain == of));
+        found.retain(|count| chain.is_none_or(|chain| chain == count.chain));
         Ok(found)
     }
 }

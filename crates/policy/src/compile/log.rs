@@ -24,19 +24,39 @@ pub fn log_number(class: &PolicyClass) -> u64 {
     class.hash()
 }
 
-/// The number in a prefix, if it is one of ours.
-pub fn logged_number(prefix: &str) -> Option<u64> {
-    let number = prefix.strip_prefix(LOG_PREFIX).filter(|number| number.len() == 16)?;
-    u64::from_str_radix(number, 16).ok()
+/// What the prefix of an entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogMark {
+    /// The number of the class, see [`log_number`].
+    pub class: u64,
+    /// Whether it is only tried out what the class says: the packet passes.
+    pub is_tried_out: bool,
 }
 
-/// The chain of a class by its number, whose last rule counts what it denies.
+// === impl LogMark ===
+
+impl LogMark {
+    /// From a prefix, if it is one of ours.
+    pub fn read(prefix: &str) -> Option<Self> {
+        let (number, is_tried_out) = match prefix.strip_prefix(AUDIT_PREFIX) {
+            Some(number) => (number, true),
+            None => (prefix.strip_prefix(LOG_PREFIX)?, false),
+        };
+        Some(Self { class: hexadecimal(number)?, is_tried_out })
+    }
+}
+
+/// The chain of a class by its number, whose last rule counts what it denies, or would deny.
 pub fn denying_chain(number: u64) -> String {
     format!("istio-np-{number:016x}-n")
 }
 
-/// The number of the class whose [`denying_chain`] this is.
-pub fn denying_class(chain: &str) -> Option<u64> {
-    let number = chain.strip_prefix("istio-np-")?.strip_suffix("-n").filter(|number| number.len() == 16)?;
-    u64::from_str_radix(number, 16).ok()
+/// Whether this is a [`denying_chain`].
+pub fn is_denying_chain(chain: &str) -> bool {
+    let number = chain.strip_prefix("istio-np-").and_then(|rest| rest.strip_suffix("-n"));
+    number.and_then(hexadecimal).is_some()
+}
+
+fn hexadecimal(number: &str) -> Option<u64> {
+    (number.len() == 16).then(|| u64::from_str_radix(number, 16).ok()).flatten()
 }

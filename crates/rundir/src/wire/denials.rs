@@ -1,4 +1,4 @@
-//! What policies have denied on a node, as the agent tells it: in its answers, and as JSON lines.
+//! What policies have denied on a node, or would deny if they were not only tried out, as the agent tells it: in its answers, and as JSON lines.
 //!
 //! A record is of packets of one connection, or of one kind of message between two ends, that were logged within a moment. The kernel logs so many
 //! packets a second of each set of policies; how many more were denied is known by the counters of the rules and told by the next record of that set
@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub const DENIAL_SCHEMA: &str = "istio-cni.audit/v1";
 /// `type` of a record.
 pub const POLICY_VIOLATION: &str = "policy_violation";
+/// The same of packets that passed, because what would deny them is only tried out.
+pub const POLICY_WOULD_DENY: &str = "policy_would_deny";
 
 /// Largest report: some thousand records, each with the names of many policies.
 pub const MAX_DENIALS_BYTES: usize = 32 << 20;
@@ -33,7 +35,7 @@ pub struct DenialsReport {
     pub records: Vec<DenialRecord>,
 }
 
-/// Packets that were denied.
+/// Packets that were denied, or would be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DenialRecord {
@@ -43,12 +45,12 @@ pub struct DenialRecord {
     pub end_time: String,
     /// Its number among the records of one run of an agent, from 1.
     pub seq: u64,
-    /// [`POLICY_VIOLATION`].
+    /// [`POLICY_VIOLATION`] or [`POLICY_WOULD_DENY`].
     #[serde(rename = "type")]
     pub kind: String,
-    /// `DROPPED`, or `REJECTED` where the sender is told.
+    /// `DROPPED`, or `REJECTED` where the sender is told; `AUDIT` of what would be denied.
     pub verdict: String,
-    /// It was not.
+    /// Whether the packets passed: they would be denied only.
     pub allowed: bool,
     /// `INGRESS` or `EGRESS`: which end's policies deny it.
     pub traffic_direction: String,
@@ -69,11 +71,11 @@ pub struct DenialRecord {
     /// Of the first TCP segment, such as `SYN`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tcp_flags: String,
-    /// What denies it.
+    /// What denies it, or would.
     pub policy: DenyingPolicies,
     /// How many were logged.
     pub packets: u64,
-    /// How many more the same policies have denied since their last record, of this connection or of others.
+    /// How many more the same policies have denied, or would have, since their last record, of this connection or of others.
     pub suppressed: u64,
     /// Whether there are suppressed ones, so that the packets are a sample.
     pub sampled: bool,
@@ -83,6 +85,15 @@ pub struct DenialRecord {
     pub point: String,
     /// [`DENIAL_SCHEMA`].
     pub schema: String,
+}
+
+// === impl DenialRecord ===
+
+impl DenialRecord {
+    /// Whether its packets would be denied only.
+    pub fn is_tried_out(&self) -> bool {
+        self.kind == POLICY_WOULD_DENY
+    }
 }
 
 /// One end of what was denied.
@@ -122,11 +133,11 @@ pub struct DeniedIcmp {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DenyingPolicies {
-    /// `NetworkPolicy`, or `unknown` where the rule that logged it is not one that this agent knows.
+    /// `NetworkPolicy`, `NetworkTenant` where the first of them is one, or `unknown` where the rule that logged it is not one that this agent knows.
     pub kind: String,
-    /// The section: `np`.
+    /// The section of the first of them: `np`, or `tenant`.
     pub tier: String,
-    /// Whether no rule allows it, as no rule of a NetworkPolicy denies.
+    /// Whether no rule allows it, as no rule of a NetworkPolicy denies; not where a tenant comes first.
     pub default: bool,
     /// All of them, as namespace/name.
     pub selecting: Vec<String>,

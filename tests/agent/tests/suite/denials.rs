@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::{Mesh, MeshPod};
 use testkit::probe::{Flow, Listener, Listeners};
-use testkit::{Agent, PATIENCE, eventually, http};
+use testkit::{Agent, PATIENCE, at_once, eventually, http};
 
 use crate::mesh_render::cnictl;
 
@@ -38,6 +38,16 @@ fn agent(mesh: &Mesh) -> Agent {
     let agent = mesh.agent().env("AMBIENT_ENABLED", "false");
     // These pods have no end in the node, so that no test shows that it sees them.
     agent.env("POLICY_ENFORCEMENT", "on").env("POLICY_POINT", "node").ready().unwrap()
+}
+
+/// By nf_tables, or by a variant of iptables.
+fn agent_by(mesh: &Mesh, backend: &str) -> Agent {
+    let agent = mesh.agent().env("AMBIENT_ENABLED", "false").env("POLICY_ENFORCEMENT", "on");
+    let agent = match backend {
+        "native" => agent.env("NATIVE_NFTABLES", "true"),
+        variant => agent.env("NATIVE_NFTABLES", "false").env("FORCE_IPTABLES_BINARY", variant),
+    };
+    agent.ready().unwrap()
 }
 
 fn set_policy(mesh: &Mesh, spec: &Value) {
@@ -191,6 +201,115 @@ fn what_policies_deny_is_told_by_name_and_counted_to_the_last_packet() {
         Ok(())
     })
     .unwrap();
+}
+
+/// What the rules of `variant` of iptables have dropped.
+fn dropped_by_iptables(mesh: &Mesh, variant: &str) -> anyhow::Result<u64> {
+    let saved =
+        mesh.host.run(Command::new(format!("iptables-{variant}-save")).args(["-c", "-t", "mangle"]))?;
+    let drops = saved.lines().filter(|line| line.contains("-A ISTIO_NP_") && line.ends_with("-j DROP"));
+    drops.map(|line| Ok(line[1..].split_once(':').context("no counter")?.0.parse::<u64>()?)).sum()
+}
+
+/// What records of a verdict tell: packets, and those that were not logged.
+fn told(mesh: &Mesh, verdict: &str) -> anyhow::Result<(u64, u64)> {
+    let records = records(mesh)?;
+    let of = records.iter().filter(|record| record["verdict"] == verdict);
+    let number = |record: &Value, key: &str| record[key].as_u64().unwrap_or_default();
+    Ok(of.fold((0, 0), |(packets, suppressed), record| {
+        (packets + number(record, "packets"), suppressed + number(record, "suppressed"))
+    }))
+}
+
+/// Also of all that programs of iptables count there is a record.
+#[test]
+fn what_policies_would_deny_that_are_only_tried_out_passes_and_is_told_apart() {
+    at_once(["native", "nft", "legacy"], |backend| {
+        let mesh = Mesh::new().unwrap();
+        let policy = |name: &str, mode: &str| {
+            let annotations = json!({"policy.cni.istio.io/mode": mode});
+            let metadata = json!({"namespace": "default", "name": name, "annotations": annotations});
+            let spec = json!({"podSelector": {"matchLabels": {"app": name}}, "policyTypes": ["Ingress"]});
+            mesh.node.api.set_object(Resource::NetworkPolicies, json!({"metadata": metadata, "spec": spec}));
+        };
+        policy("closed", "enforce");
+        policy("tried", "audit");
+        let pod = |name: &str| {
+            let pod = mesh.running("default", name, &[("app", name)]).unwrap();
+            wire(&mesh, &pod);
+            pod
+        };
+        let [closed, tried, client] = ["closed", "tried", "client"].map(pod);
+        let _listener = Listeners::start(&tried.netns, [Listener::tcp(8080)]).unwrap();
+        let agent = agent_by(&mesh, backend);
+        let reaches = |pod: &MeshPod| {
+            let flow = Flow::from(&client.netns).patience(Duration::from_millis(150));
+            flow.tcp(SocketAddr::new(pod.ip, 8080)).unwrap().port().is_some()
+        };
+        eventually("a denial is told", PATIENCE, || {
+            ensure!(!reaches(&closed) && told(&mesh, "DROPPED")?.0 > 0, "{backend}");
+            Ok(())
+        })
+        .unwrap();
+        assert!(reaches(&tried), "{backend}: what is only tried out denies nothing");
+        client
+            .netns
+            .enter(|_| {
+                let socket = UdpSocket::bind((client.ip, 0)).unwrap();
+                for pod in [&closed, &tried] {
+                    (0..400).for_each(|_| drop(socket.send_to(b"x", (pod.ip, 53))));
+                }
+            })
+            .unwrap();
+        eventually("records and counters say the same", 2 * PATIENCE, || {
+            for (verdict, metric, policy) in
+                [("DROPPED", "denied", "closed"), ("AUDIT", "would_deny", "tried")]
+            {
+                let (logged, suppressed) = told(&mesh, verdict)?;
+                let labels =
+                    format!(r#"direction="ingress",namespace="default",policy_set="default/{policy}""#);
+                let counted = agent.metric(&format!("istio_cni_policy_{metric}_total{{{labels}}}"))?;
+                ensure!(
+                    logged + suppressed > 300 && suppressed > 200 && counted == (logged + suppressed) as f64,
+                    "{backend}: {logged} {verdict} and {suppressed} more are told, {counted} counted"
+                );
+            }
+            let (logged, suppressed) = told(&mesh, "DROPPED")?;
+            let dropped = match backend {
+                "native" => denied_by_rule(&mesh)?,
+                variant => dropped_by_iptables(&mesh, variant)?,
+            };
+            ensure!(logged + suppressed == dropped, "{backend}: {logged} and {suppressed} of {dropped}");
+            Ok(())
+        })
+        .unwrap();
+        tells_of_what_is_tried_out(&mesh, backend);
+    });
+}
+
+/// Its records have their own type and names, and no Event is about them.
+fn tells_of_what_is_tried_out(mesh: &Mesh, backend: &str) {
+    let records = records(mesh).unwrap();
+    let record = records.iter().find(|one| one["verdict"] == "AUDIT" && one["protocol"] == "TCP").unwrap();
+    let paths = ["/type", "/allowed", "/policy/selecting", "/source/pod_name", "/destination/pod_name"];
+    let found = paths.map(|path| record.pointer(path).cloned().unwrap_or_default());
+    let wanted = json!(["policy_would_deny", true, ["default/tried"], "client", "tried"]);
+    assert_eq!(json!(found), wanted, "{backend}: {record}");
+    let (exit, table, error) = cnictl(mesh, "audit tail -n 4096").unwrap();
+    let row = table.lines().find(|row| row.contains("default/tried:8080")).unwrap_or_default();
+    assert!(row.contains("AUDIT") && row.contains("default/client"), "{exit:?} {table} {error}");
+    let about = |name: &str| {
+        let of = |event: &&Value| {
+            event["reason"] == "NetworkPolicyDenied" && event["involvedObject"]["name"] == name
+        };
+        mesh.node.api.events().iter().filter(of).count()
+    };
+    eventually("an Event is written", PATIENCE, || {
+        ensure!(about("closed") > 0, "{backend}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(about("tried"), 0, "{backend}: nothing was denied");
 }
 
 /// What another program flushes is back at once; entries that mean nothing, names that nobody has, and how long all of it takes is told.

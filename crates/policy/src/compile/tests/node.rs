@@ -259,6 +259,20 @@ fn is_logged(backend: Backend) {
         text,
         format!("limit rate 10/second burst 50 packets counter log prefix \"ic1:{chain}\" group 115")
     );
+    let class = u64::from_str_radix(chain, 16).unwrap();
+    assert_eq!(
+        (denying_chain(class), is_denying_chain(&drop.chain.name)),
+        (drop.chain.name.to_string(), true)
+    );
+    for (beginning, is_tried_out) in [("ic1:", false), ("ic1a:", true)] {
+        let read = LogMark::read(&format!("{beginning}{chain}"));
+        assert_eq!(read, Some(LogMark { class, is_tried_out }));
+    }
+    for other in
+        ["", "ic1:", "ic1b:0123456789abcdef", "ic1:0123", "ic1:0123456789abcdeg", "ic1:ic1a:56789abcdef0"]
+    {
+        assert_eq!(LogMark::read(other), None, "{other}");
+    }
 }
 
 #[test]

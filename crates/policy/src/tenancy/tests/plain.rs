@@ -70,7 +70,10 @@ fn what_a_tenant_denies_is_logged_at_the_node_under_the_names_of_its_rules() {
         [("Enforce", LOG_PREFIX, Action::Drop), ("Audit", AUDIT_PREFIX, Action::Return)]
     {
         red.enforcement = enforcement;
-        let rules = rules_of_node(&sample(vec![red.clone()], Vec::new()).world());
+        let world = sample(vec![red.clone()], Vec::new()).world();
+        let (rules, index) = (rules_of_node(&world), indexed(&world, "n1"));
+        let tried_out = index.classes().filter(|class| index.tried_out(class).count() == 1).count();
+        assert_eq!(tried_out == 2, enforcement == "Audit", "{tried_out} of the tenant's classes only log");
         for name in ["deniedIPRanges", "defaults.other"] {
             let why = format!("np:tenant red#{name}");
             let found: Vec<&Rule> = rules.iter().filter(|rule| rule.why == why).collect();
