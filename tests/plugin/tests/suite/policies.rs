@@ -353,13 +353,44 @@ fn whatever_becomes_of_the_agent_no_packet_passes_that_policies_deny() {
     assert_eq!((passes, scene.reached_by_node()), ([false, false], Some(PORT)));
 }
 
-/// In ambient mode, too, the pod is isolated before it is handed over, and what probes go by still comes in.
-#[test]
-fn a_pod_is_guarded_before_it_comes_into_the_mesh() {
+/// A pod that is to be in ambient mode.
+fn mesh_scene() -> Scene {
     let mut scene = Scene::new(true, &[("app", "web"), ("istio.io/dataplane-mode", "ambient")], false);
     scene.node.conf["ambient_enabled"] = json!(true);
     let selector = json!({"podSelector": {"matchLabels": {"istio.io/dataplane-mode": "ambient"}}});
     scene.node.conf["enablement_selectors"] = json!([selector]);
+    scene
+}
+
+/// An agent has rules for its tunnel only then, so it is asked once, when the pod is in the mesh and guarded still.
+#[test]
+fn the_agent_is_asked_for_policies_when_the_pod_is_in_the_mesh() {
+    let scene = mesh_scene();
+    let events = UnixListener::bind(scene.node.run_dir().join("pluginevent.sock")).unwrap();
+    let agent = Double::start(&scene, in_force("node"));
+    std::thread::scope(|scope| {
+        let (scene, agent) = (&scene, &agent);
+        let taken = scope.spawn(move || {
+            let (mut stream, _) = events.accept().unwrap();
+            drop(request(&mut stream));
+            let seen = (scene.is_guarded(), agent.heard().len());
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+            seen
+        });
+        let (answer, passes) = scene.start();
+        succeeded(&answer, &["the node agent has taken it"]);
+        assert_eq!(taken.join().unwrap(), (true, 0), "guarded, and not asked yet: {answer:#?}");
+        let heard = agent.heard();
+        let [(_, said, _)] = &heard[..] else { panic!("asked {} times", heard.len()) };
+        assert_eq!(said["guarded"]["ingress"], json!(true), "{said}");
+        assert_eq!(passes, [true, true], "the guard is gone: {answer:#?}");
+    });
+}
+
+/// In ambient mode, too, the pod is isolated before it is handed over, and what probes go by still comes in.
+#[test]
+fn a_pod_is_guarded_before_it_comes_into_the_mesh() {
+    let scene = mesh_scene();
     let events = UnixListener::bind(scene.node.run_dir().join("pluginevent.sock")).unwrap();
     std::thread::scope(|scope| {
         let scene = &scene;
