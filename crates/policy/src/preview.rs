@@ -74,7 +74,7 @@ pub enum TrafficRange {
 /// There is too much to judge.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0} connections would have to be judged, and {MAX_PREVIEWED} are the most; take fewer objects, or ask about single ones by explain"
+    "at least {0} connections would have to be judged, and {MAX_PREVIEWED} are the most; take fewer objects, or ask about single ones by explain"
 )]
 pub struct TooManyFlows(usize);
 
@@ -95,13 +95,13 @@ pub fn preview(before: &PlainWorld, after: &PlainWorld) -> Result<PolicyPreview,
             {
                 continue;
             }
-            let points = points::of(source, destination, before, after);
+            let points = points::of(source, destination, before);
             count += points.len();
+            if count > MAX_PREVIEWED {
+                return Err(TooManyFlows(count));
+            }
             work.push((source, destination, points));
         }
-    }
-    if count > MAX_PREVIEWED {
-        return Err(TooManyFlows(count));
     }
     found.judged = count;
     for (source, destination, points) in work {

@@ -121,15 +121,9 @@ fn nets(before: &PlainWorld, after: &PlainWorld) -> BTreeSet<IpNet> {
 impl AlikePods<'_> {
     /// Whether the verdict of policies that select these pods can be another one.
     pub(super) fn can_change(&self, direction: TrafficDirection) -> bool {
-        let of = |class: &[&PolicyTerms]| -> Vec<PolicyTerms> {
-            class
-                .iter()
-                .filter(|policy| policy.direction(direction).applies)
-                .map(|one| (*one).clone())
-                .collect()
-        };
+        let applies = |policy: &&&PolicyTerms| policy.direction(direction).applies;
         let [before, after] = &self.classes;
-        self.any_can_change || of(before) != of(after)
+        self.any_can_change || !before.iter().filter(applies).eq(after.iter().filter(applies))
     }
 
     /// Two addresses of different pods, if there are two pods.

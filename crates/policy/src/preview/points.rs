@@ -16,7 +16,6 @@ pub(super) fn of(
     source: &AlikePods<'_>,
     destination: &AlikePods<'_>,
     before: &PlainWorld,
-    _after: &PlainWorld,
 ) -> Vec<TrafficRange> {
     let mut begins = [(); 3].map(|()| BTreeSet::from([1_u32]));
     let mut add = |protocol: PolicyProtocol, first: u16, last: u16| {
