@@ -3,6 +3,7 @@
 mod agent;
 mod host_side;
 mod places;
+mod policed;
 mod status;
 mod uninstall;
 

@@ -4,6 +4,7 @@ mod answers;
 mod cuts;
 mod denial_counts;
 mod denials;
+mod leave;
 mod looker;
 mod node_point;
 mod pod_point;
@@ -15,7 +16,6 @@ use std::sync::Arc;
 
 use enforcement::{StartedPod, StartedPods};
 use facts::PodRef;
-use kernel::Change;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::policy_socket::PolicyHandle;
@@ -24,6 +24,7 @@ use crate::run::Agent;
 use answers::PolicyAnswers;
 pub(crate) use cuts::NarrowedAddresses;
 pub(crate) use denials::{DenialParts, DenialReader};
+pub(crate) use leave::PolicyLeaver;
 pub(crate) use node_point::{NodePoint, node_settings};
 pub(crate) use pod_point::{PodPointKeeper, PodPointParts, PodPolicyPoint};
 pub(crate) use told::PolicyTeller;
@@ -34,17 +35,22 @@ pub(crate) fn started(run_dir: PathBuf) -> StartedPods {
     Arc::new(move || {
         let left = applied::policed::all(&run_dir).unwrap_or_default().into_iter();
         let started = left.filter_map(|sandbox| {
-            let applied::Origin { pod, uid, addresses, .. } = sandbox.origin;
-            let (namespace, name) = pod.split_once('/')?;
-            Some(StartedPod { pod: PodRef { uid, ..PodRef::named(namespace, name) }, addresses })
+            let pod = sandbox_pod(&sandbox.origin)?;
+            Some(StartedPod { pod, addresses: sandbox.origin.addresses })
         });
         started.collect()
     })
 }
 
+/// The pod of which a plugin left word.
+fn sandbox_pod(origin: &applied::Origin) -> Option<PodRef> {
+    let (namespace, name) = origin.pod.split_once('/')?;
+    Some(PodRef { uid: origin.uid.clone(), ..PodRef::named(namespace, name) })
+}
+
 impl Agent {
-    /// Enforces policies, or removes what an earlier agent left that did.
-    pub(crate) fn enforce_policies(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> AbortHandle {
+    /// Enforces policies, or removes what an earlier agent left that did. What is to be ended before they are left.
+    pub(crate) fn enforce_policies(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> Vec<AbortHandle> {
         if let Some(denials) = &self.denials {
             tasks.spawn(denials.clone().live());
             denials.cutter().map(|cutter| tasks.spawn(cutter.live()));
@@ -54,12 +60,10 @@ impl Agent {
                 if let Some(keeper) = self.pod_point.clone() {
                     tasks.spawn(looker::live(policies.clone(), keeper, self.cluster.clone()));
                 }
-                tasks.spawn(policies.live())
+                let keeper = self.pod_point.clone().map(|keeper| tasks.spawn(keeper.live()));
+                keeper.into_iter().chain([tasks.spawn(policies.live())]).collect()
             }
-            None => {
-                let agent = self.clone();
-                tasks.spawn(async move { agent.leave_policies().await })
-            }
+            None => vec![tasks.spawn(self.leaver.clone().live())],
         }
     }
 
@@ -68,23 +72,5 @@ impl Agent {
         let (policies, cluster) = (self.policies.clone()?, self.cluster.clone());
         let (node, config) = (self.config.node.clone(), self.config.ambient.clone());
         Some(Arc::new(PolicyAnswers { policies, cluster, node, config }))
-    }
-
-    /// Removes what enforces policies on this node: they are not enforced any more, or the agent goes for good.
-    pub(crate) async fn leave_policies(&self) {
-        let config = self.config.ambient.clone();
-        let removed = tokio::task::spawn_blocking(move || node_point::remove(&config));
-        let error = match removed.await {
-            Ok(Ok(Change::None)) => return,
-            Ok(Ok(_)) => return self.log.info("rules that enforced network policies are removed", &[]),
-            Ok(Err(error)) => fault::chain(&error),
-            Err(error) => error.to_string(),
-        };
-        let text = "rules that enforced network policies may be left; look for table istio-policy-mangle of nf_tables and chains ISTIO_NP_* of iptables";
-        match self.policies {
-            // Without the right to look there was none to make any.
-            None => self.log.debug(text, &[("error", &error)]),
-            Some(_) => self.log.warn(text, &[("error", &error)]),
-        }
     }
 }

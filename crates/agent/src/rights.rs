@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::path::Path;
 
 use netns::OpenCause;
 use rustix::thread::{CapabilitySet, capabilities};
@@ -13,6 +14,14 @@ pub(crate) const CAPABILITIES: &str = "the capabilities NET_ADMIN, SYS_ADMIN and
 pub(crate) fn lacks_capabilities() -> bool {
     let needed = CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
     !capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
+}
+
+/// What this process lacks for entering pods.
+pub(crate) fn lack(proc_root: &Path) -> Option<&'static str> {
+    if lacks_capabilities() {
+        return Some(CAPABILITIES);
+    }
+    proc_root.join("1").symlink_metadata().is_err().then_some("/host/proc")
 }
 
 /// Whether the system said that we may not.

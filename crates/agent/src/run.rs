@@ -17,7 +17,7 @@ use enforcement::{Policies, PolicyWatches};
 use install::{Installer, OptionsError};
 use telemetry::{Journal, Scope};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::ambient::{self, Ambient, EventSocket};
 use crate::backend::NodeBackend;
@@ -29,7 +29,7 @@ use crate::log_socket::LogSocket;
 use crate::node_lock::{NodeLock, OTHER_AGENT};
 use crate::plugin_socket::{self, PluginSocket};
 use crate::pods_report::PodsReporter;
-use crate::policy::{DenialReader, PodPointKeeper};
+use crate::policy::{DenialReader, PodPointKeeper, PolicyLeaver};
 use crate::policy_socket::PolicySocket;
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::Sidecars;
@@ -95,6 +95,8 @@ pub(crate) struct Agent {
     pub(crate) policies: Option<Policies>,
     pub(crate) pod_point: Option<Arc<PodPointKeeper>>,
     pub(crate) denials: Option<Arc<DenialReader>>,
+    /// Removes what enforces policies where they are not enforced any more.
+    pub(crate) leaver: Arc<PolicyLeaver>,
     /// The node's taint.
     pub(crate) taint: NodeTaint,
     /// What becomes of this agent, by what was seen last.
@@ -126,28 +128,6 @@ fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| without_newlines(value.to_string_lossy().into_owned()))
 }
 
-/// What readiness waits for.
-fn parts(config: &AgentConfig) -> Vec<HealthPart> {
-    let mut parts = vec![
-        HealthPart::NodeLock,
-        HealthPart::Node,
-        HealthPart::Install,
-        HealthPart::Cluster,
-        HealthPart::PluginSocket,
-        HealthPart::LogSocket,
-        HealthPart::Backend,
-    ];
-    parts.extend(config.config_dir.as_ref().map(|_| HealthPart::Configuration));
-    if !config.ambient.is_off {
-        parts.extend([HealthPart::Ambient, HealthPart::EventSocket]);
-    }
-    if config.conflicts_block_ready {
-        parts.push(HealthPart::Conflicts);
-    }
-    parts.extend(config.policy.as_ref().map(|_| HealthPart::Policies));
-    parts
-}
-
 fn tell_start(log: &Scope, options: &Options, node: &str) {
     for (name, value) in options.iter() {
         log.debug("option", &[("name", &name), ("value", &value)]);
@@ -164,12 +144,7 @@ impl Agent {
         process::raise_open_files(&log);
         let config = AgentConfig::new(&options, &variable)?;
         tell_start(&log, &options, &config.node);
-        let health = Arc::new(Health::of(&parts(&config)));
-        health.ready(HealthPart::Configuration);
-        if config.conflicts_block_ready {
-            // Until one is found.
-            health.ready(HealthPart::Conflicts);
-        }
+        let health = Arc::new(parts::health(&config));
         let metrics = Arc::new(Metrics::new(!config.ambient.is_off, journal.clone())?);
         let (source, writer, own_set) = source::source(&config, &log);
         let mut wanted = Wanted::default();
@@ -189,7 +164,7 @@ impl Agent {
             slots: Arc::default(),
             narrowed: Arc::default(),
         };
-        let verifier = shared.verifier();
+        let (verifier, leaver) = (shared.verifier(), shared.leaver());
         let ambient = shared.ambient(&verifier);
         let sidecars = shared.sidecars(&ambient, &verifier, &log);
         let (policies, pod_point) = watches.and_then(|watches| shared.policies(watches, &ambient)).unzip();
@@ -214,6 +189,7 @@ impl Agent {
             policies,
             pod_point,
             denials,
+            leaver,
             outlook: watch::Sender::default(),
             journal,
             options: reader,
@@ -245,14 +221,13 @@ impl Agent {
             tasks.spawn(agent.verifier.clone().live());
             tasks.spawn(agent.verifier.tell_conflicts());
             let enforces = agent.enforce_policies(&mut tasks);
-            agent.pod_point.iter().for_each(|keeper| drop(tasks.spawn(keeper.clone().live())));
             let ambient = tokio::spawn(agent.ambient.clone().live());
             let outcome = agent.install_until_told(&mut end, &lock).await;
             if let Ok((ShutdownOutcome::Deleted, installer)) = outcome {
                 agent.sidecars.plugin_goes();
                 agent.taint.end(&agent).await;
-                enforces.abort();
-                agent.leave_policies().await;
+                enforces.iter().for_each(AbortHandle::abort);
+                agent.leaver.leave_all().await;
                 agent.clean_up_and_wait(installer, ambient, &mut end, tasks).await?;
                 lock.remove();
                 return Ok(());
@@ -264,8 +239,9 @@ impl Agent {
                 return installer.join().map(drop).map_err(|_| Error::Installer);
             }
             agent.taint.end(&agent).await;
-            agent.leave_policies().await;
+            agent.leaver.leave_all().await;
             agent.take_plugin_off(installer).await?;
+            agent.leaver.finish().await;
             agent.ambient.clone().clean_up(ambient).await;
             lock.remove();
             Ok(())

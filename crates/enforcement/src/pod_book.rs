@@ -123,6 +123,11 @@ impl PodBook {
         self.pods.get_mut(name).into_iter().for_each(BookedPod::is_unknown);
     }
 
+    /// Somebody has changed something in a pod's namespace. Whether it is among the pods.
+    pub fn disturbed(&mut self, name: &LocalName) -> bool {
+        self.pods.get_mut(name).map(BookedPod::is_unknown).is_some()
+    }
+
     /// From now on it is known whether a pod's policies are enforced in its namespace, whatever was there.
     pub fn settle(&mut self, name: &LocalName, is_its: bool, index: &PolicyIndex) {
         self.look_at(name.clone());
@@ -199,6 +204,8 @@ impl PodBook {
             // Addresses of Services are not judged yet, and whatever denies some of them is left in its place. They make a new job.
             return None;
         }
+        let is_same = pod.pending.is_empty() && pod.pending_services.is_empty() && !pod.is_at_work;
+        let is_repeat = is_same && pod.loaded.is_none() && pod.last.is_some() && pod.last == pod.rules;
         let mut pending = std::mem::take(&mut pod.pending);
         let before = pod.loaded.clone().flatten();
         let mut sets = Vec::new();
@@ -242,6 +249,7 @@ impl PodBook {
             last: pod.last.clone(),
             sets,
             is_whole,
+            is_repeat,
             judges_tunnel,
         })
     }

@@ -1,9 +1,15 @@
 //! A whole plan in one namespace: its routing, its rules in the backend that it was made for, and none of ours in the other one.
 
-use netns::{Inside, InsideHost};
-use ruleset::{Backend, Plan, Routing};
+use std::time::Duration;
 
-use crate::{Change, Difference, Error, RuleStore, route};
+use netns::{Inside, InsideHost};
+use ruleset::{Backend, Plan, Routing, Ruleset};
+
+use crate::{Change, Difference, Error, RuleStore, route, sets};
+
+/// How often the removal of a set is tried, and the pause in between.
+const TRIES: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Which backend the configuration asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,6 +51,17 @@ pub struct Applied {
 #[derive(Debug, thiserror::Error)]
 #[error("not everything could be removed: {}", texts(.0))]
 pub struct Incomplete(pub Vec<Error>);
+
+/// What an owner has could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaveError {
+    /// Rules.
+    #[error(transparent)]
+    Rules(#[from] Incomplete),
+    /// Ipsets.
+    #[error(transparent)]
+    Sets(#[from] sets::Error),
+}
 
 impl Kernel<'_> {
     /// Makes the namespace what the plan says. `plan` is asked for the plan of the backend that is taken.
@@ -147,6 +164,25 @@ impl Kernel<'_> {
             (true, true) => Ok(Change::Fresh),
             (true, false) => Ok(Change::None),
         }
+    }
+
+    /// Removes everything that an owner has in the namespace, whoever made it and by whatever plan: rules in both backends, and the ipsets to which they
+    /// referred. `owner` has no tables.
+    ///
+    /// # Errors
+    /// Something is left.
+    pub fn leave(&self, inside: &Inside, owner: &Ruleset) -> Result<Change, LeaveError> {
+        let change = self.cleanup(inside, &Plan::of_layer(Backend::Nftables, owner.clone()))?;
+        // A rule that is gone may not have let go of a set yet.
+        let tries = (1..TRIES).find_map(|_| {
+            let done = sets::destroy_of(inside, owner).ok();
+            if done.is_none() {
+                std::thread::sleep(PAUSE);
+            }
+            done
+        });
+        let had_sets = tries.map_or_else(|| sets::destroy_of(inside, owner), Ok)?;
+        Ok(if had_sets && change == Change::None { Change::Fresh } else { change })
     }
 
     fn apply_plan(&self, inside: &Inside, plan: &Plan) -> Result<Applied, Error> {

@@ -28,7 +28,7 @@ pub mod sockets;
 pub mod sysctl;
 pub mod watch;
 
-pub use apply::{Applied, Choice, Incomplete, Kernel};
+pub use apply::{Applied, Choice, Incomplete, Kernel, LeaveError};
 pub use netlink::Error as NetlinkError;
 use netns::Inside;
 pub use order::{Neighbours, give_way};

@@ -105,6 +105,27 @@ pub fn exists_in_ipset(inside: &InsideHost<'_>, names: &[&str]) -> Result<bool, 
     Ok(false)
 }
 
+/// Removes all ipsets whose names an owner gives, which begin as those of its chains, whoever has made them. Rules that refer to them have to be gone.
+/// Whether there were any.
+///
+/// # Errors
+/// One is there still.
+pub fn destroy_of(inside: &Inside, owner: &Ruleset) -> Result<bool, Error> {
+    destroy_owned(&mut IpSets::new(inside)?, owner)
+}
+
+/// As [`destroy_of`], over a socket that is open.
+pub(crate) fn destroy_owned(sets: &mut IpSets, owner: &Ruleset) -> Result<bool, Error> {
+    let owned: Vec<String> = sets.names()?.into_iter().filter(|name| is_owned(owner, name)).collect();
+    owned.iter().try_for_each(|name| sets.destroy(name))?;
+    Ok(!owned.is_empty())
+}
+
+/// Whether a set's name is one that an owner gives.
+pub(crate) fn is_owned(owner: &Ruleset, name: &str) -> bool {
+    owner.known_chains.iter().any(|known| known.beginning && name.starts_with(&*known.name))
+}
+
 // === impl ElementCounts ===
 
 impl ElementCounts {

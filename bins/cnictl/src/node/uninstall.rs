@@ -14,7 +14,8 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::places::{NodePlaces, PlaceArgs, directory};
-use super::{agent, host_side};
+use super::policed::PolicedPlaces;
+use super::{agent, host_side, policed};
 use crate::output::{Format, VerbAnswer, one_line, structured};
 use crate::question::confirm;
 
@@ -30,11 +31,11 @@ Exit codes: 0 nothing of the plugin is left but what is listed as kept (with --d
             1 failed, refused or declined; what could not be done is listed, the rest is done
             2 wrong command line";
 
-/// Take the plugin off this node: out of every CNI configuration, then its files, and ambient mode's table off the node's own network
+/// Take the plugin off this node: out of every CNI configuration, then its files, and the rules of ambient mode and of network policies off the node's own network
 ///
 /// Configurations are restored to the byte if they are unchanged since; from changed ones, only the plugin's entry is removed.
 /// Works without the agent, and also after upstream's. Pods that run stay as they are, also those of ambient
-/// mode, which keep their rules; new ones start without capture.
+/// mode, which keep their rules; rules of network policies go from pods that were added while policies were enforced. New pods start without capture.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct UninstallArgs {
@@ -111,7 +112,9 @@ impl UninstallArgs {
         let places = &self.places.places();
         let (options, leftovers) = (self.options(places), self.leftovers(places));
         let mut plan = Report::of(install::plan_uninstall(&options, &leftovers), true);
+        let policed = PolicedPlaces::find(&places.run_dir);
         plan.add_host_side(host_side::look());
+        plan.add_kernel(policed.look());
         plan.say_recorded(&places.run_dir);
         places.own_dirs().into_iter().for_each(|dir| plan.plan_dir_removal(dir));
         let needed = self.needed();
@@ -125,6 +128,7 @@ impl UninstallArgs {
         }
         let mut report = Report::of(install::uninstall(&options, &leftovers), false);
         report.add_host_side(host_side::remove());
+        report.add_kernel(policed.remove());
         report.say_recorded(&places.run_dir);
         places.own_dirs().into_iter().for_each(|dir| report.remove_if_empty(dir));
         report.say_needed(needed);
@@ -171,6 +175,7 @@ impl UninstallArgs {
             UNCAPTURED_DIR,
             rundir::APPLIED_DIR,
             rundir::SANDBOXES_DIR,
+            rundir::POLICED_DIR,
             rundir::SETTINGS_DIR,
             PLUGIN_TIMES_NAME,
             LOCKS_NAME,
@@ -178,7 +183,7 @@ impl UninstallArgs {
             NEXT_LOCK_NAME,
         ];
         paths.extend(names.map(|name| run_dir.join(name)));
-        paths.extend([FACTS_DIR, BOOT_NAME].map(|name| places.state_dir.join(name)));
+        paths.extend([FACTS_DIR, BOOT_NAME, rundir::POLICIES_NAME].map(|name| places.state_dir.join(name)));
         if self.purge {
             let names =
                 std::fs::read_dir(run_dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -226,12 +231,13 @@ impl Report {
 
     /// Adds what ambient mode has in the node's own network namespace.
     fn add_host_side(&mut self, (parts, errors): (Vec<host_side::HostSidePart>, Vec<String>)) {
-        let step = |part: host_side::HostSidePart| Step {
-            action: Action::Deleted,
-            path: part.name().into(),
-            note: None,
-        };
-        self.steps.extend(parts.into_iter().map(step));
+        self.add_kernel((parts.into_iter().map(host_side::HostSidePart::name).collect(), errors));
+    }
+
+    /// Adds what is in the kernel, by its names.
+    fn add_kernel(&mut self, (names, errors): policed::KernelNames) {
+        let step = |name: String| Step { action: Action::Deleted, path: name.into(), note: None };
+        self.steps.extend(names.into_iter().map(step));
         self.errors.extend(errors);
         self.ok = self.errors.is_empty();
     }

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
+use testkit::TestNetns;
 
 use crate::machine::{CALICO, Machine, Snapshot};
 
@@ -53,6 +54,37 @@ fn everything_goes_and_configurations_are_as_before() {
     assert_eq!(machine.run("uninstall --yes --purge").ok(), logs);
     assert_eq!(machine.run("uninstall --yes --purge").ok(), "nothing of the plugin is on this node\n");
     assert!(!machine.path("run").exists());
+}
+
+/// Pods that an ADD has noted while policies were enforced, and nothing of others there.
+#[test]
+fn rules_of_network_policies_go_from_pods() {
+    let (machine, _) = installed(&[]);
+    let pod = TestNetns::new().unwrap();
+    let others = "add table inet istio-policy-of-others; add table inet theirs";
+    pod.nft(others).unwrap();
+    let before = pod.nft_text().unwrap();
+    let guard = "add table inet istio-policy-mangle; add chain inet istio-policy-mangle istio-np-x; \
+                 add chain inet istio-policy-mangle prerouting { type filter hook prerouting priority -160; }; \
+                 add rule inet istio-policy-mangle prerouting jump istio-np-x; add rule inet istio-policy-mangle istio-np-x drop";
+    pod.nft(guard).unwrap();
+    let netns = netns::Netns::open(pod.path()).unwrap();
+    let origin = applied::Origin {
+        netns: netns.id(),
+        pod: "shop/web".into(),
+        uid: "5d1f-77".into(),
+        interface: "eth0".into(),
+        addresses: vec![[10, 9, 0, 7].into()],
+    };
+    let sandbox = applied::sandbox::Sandbox { origin, path: netns.path().to_owned() };
+    applied::policed::write(&machine.path("run"), "c1", "eth0", &sandbox).unwrap();
+    let line = "network policies of pod shop/web deleted";
+    let text = machine.run("uninstall --dry-run").ok();
+    assert!(text.contains(&format!("{line} (dry run)\n")), "{text}");
+    assert_ne!(pod.nft_text().unwrap(), before);
+    let text = machine.run("uninstall --yes").ok();
+    assert!(text.contains(&format!("{line}\n")) && text.contains("NODE/run/policed deleted\n"), "{text}");
+    assert_eq!(pod.nft_text().unwrap(), before);
 }
 
 /// An agent that holds the node's lock and serves nothing yet installs the plugin again all the same.

@@ -15,7 +15,6 @@ use tokio::task::JoinSet;
 use zds::Listener;
 
 use super::Ambient;
-use super::config::AmbientConfig;
 use super::desired::{self, REDIRECTION};
 use super::failure::AmbientFailure;
 use super::host::{self, HostSide};
@@ -23,7 +22,7 @@ use super::members::MemberState;
 use super::waiting::WaitCause;
 use crate::health::{HealthPart, Notice, count_and_names};
 use crate::pods;
-use crate::rights::{CAPABILITIES, lacks_capabilities};
+use crate::rights;
 use serve::UnixSocket;
 
 /// How often it is looked what is left.
@@ -40,7 +39,7 @@ impl Ambient {
             self.life.synced.notified().await;
         }
         self.wait_for_other_agent().await;
-        match lack(&self.config) {
+        match rights::lack(&self.config.proc_root()) {
             Some(lack) => self.tell_what_stays(lack).await,
             None => self.take_all_out().await,
         }
@@ -287,13 +286,4 @@ async fn server(socket: &Path) -> String {
     };
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     format!("process {pid} ({})", name.trim().escape_debug())
-}
-
-/// What this process lacks for entering pods.
-fn lack(config: &AmbientConfig) -> Option<&'static str> {
-    if lacks_capabilities() {
-        return Some(CAPABILITIES);
-    }
-    let first_process = config.proc_root().join("1");
-    first_process.symlink_metadata().is_err().then_some("/host/proc")
 }

@@ -1,6 +1,7 @@
 //! Policies in pods' own network namespaces: what [`PodBook`] wants of a pod is loaded where its processes are, and compared at intervals.
 
 mod failure;
+mod hearing;
 mod load;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use enforcement::{
     StartedPods,
 };
 use facts::PodRef;
+use kernel::watch::KeptSockets;
 use kernel::{Change, Choice};
 use netns::Netns;
 use netns::find::SearchRoots;
@@ -24,10 +26,12 @@ use telemetry::Scope;
 use tokio::task::JoinError;
 
 use crate::backends::Backends;
+use crate::events::Events;
 use crate::finder::{self, FindFailure, Finder, wanted_netns};
 use crate::pods::{self, Reconcile};
 use crate::slots::{Slots, Task};
-use failure::PodPointFailure;
+pub(super) use failure::PodPointFailure;
+use hearing::PodHearing;
 use metrics::Metrics;
 
 /// On how many pods it is worked at once.
@@ -50,6 +54,7 @@ pub(crate) struct PodPointParts {
     pub(crate) started: StartedPods,
     /// The node's procfs.
     pub(crate) proc_root: PathBuf,
+    pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) log: Scope,
 }
@@ -66,6 +71,8 @@ pub(crate) struct PodPointKeeper {
     guarded: Mutex<BTreeMap<LocalName, Instant>>,
     /// Namespaces of pods in ambient mode, as that knows them.
     tunnelled: Mutex<BTreeMap<LocalName, Weak<Netns>>>,
+    /// Where changes of others are heard.
+    hearing: PodHearing,
     /// Is told of pods that have the rules which judge their tunnels.
     tunnel_loaded: OnceLock<TunnelLoaded>,
 }
@@ -126,6 +133,7 @@ impl PolicyPoint for PodPolicyPoint {
         for effect in effects {
             if let PolicyEffect::PodGoes(pod) = effect {
                 self.keeper.places().remove(pod);
+                self.keeper.hearing.forget(pod);
             }
         }
         let touched = self.keeper.book().apply(effects, index, pods);
@@ -176,6 +184,7 @@ impl PodPointKeeper {
             places: Mutex::default(),
             guarded: Mutex::default(),
             tunnelled: Mutex::default(),
+            hearing: PodHearing::new(),
             tunnel_loaded: OnceLock::new(),
         })
     }
@@ -202,7 +211,8 @@ impl PodPointKeeper {
 
     /// Works until it is aborted.
     pub(crate) async fn live(self: Arc<Self>) {
-        pods::work(self).await;
+        let events = self.start_hearing();
+        tokio::join!(pods::work(self.clone()), self.hear(events));
     }
 
     fn count_waiting(&self) {
@@ -271,6 +281,7 @@ impl PodPointKeeper {
         let is_over = pod.as_ref().map_or_else(|| !self.is_placed(name), |pod| pod.is_terminal());
         if is_over {
             self.places().remove(name);
+            self.hearing.forget(name);
             return Ok(());
         }
         let key = pod.as_ref().map_or_else(|| pod_of(name), |pod| pod.pod_ref());
@@ -293,24 +304,31 @@ impl PodPointKeeper {
         }
         let (backends, backend) = (self.parts.backends.clone(), self.book().backend());
         let addresses = pod.as_ref().map(|pod| pod.ips()).unwrap_or_default();
-        let doing = job.clone();
-        let load = move || -> Result<Change, PodPointFailure> {
+        let (doing, at) = (job.clone(), netns.id());
+        let is_new = job.rules.is_some() && !self.hearing.is_in(name, at);
+        let load = move || -> Result<(Change, Option<KeptSockets>), PodPointFailure> {
             netns::find::belongs_to(&netns, roots.host, &addresses, &finder::addresses)?;
-            netns.enter(|inside| load::load(inside, backends.kernel(), backend, &doing))?
+            // What comes while it is loaded is looked at again. Without them the pod is looked at by turns.
+            let open = |inside: &netns::Inside| KeptSockets::open_inside(inside, &netns).ok();
+            netns.enter(|inside| {
+                let kept = if is_new { open(inside) } else { None };
+                Ok((load::load(inside, backends.kernel(), backend, &doing)?, kept))
+            })?
         };
-        let change = self.parts.slots.run(&key, Task::Program, load).await??;
+        let (change, kept) = self.parts.slots.run(&key, Task::Program, load).await??;
+        if is_new {
+            self.hearing.add(name, at, kept);
+        } else if job.rules.is_none() {
+            self.hearing.forget(name);
+        }
         self.parts.backends.log_warnings(&self.parts.log);
         let is_known = self.book().done(name, &job);
         self.guarded().remove(name);
         if let Some(told) = self.tunnel_loaded.get().filter(|_| is_known && job.judges_tunnel) {
             told(name);
         }
-        if job.is_whole && change == Change::Replaced {
-            self.parts.log.info(
-                "the rules of a pod's policies differed from what is wanted; they are put right",
-                &[("pod", &key)],
-            );
-            self.parts.metrics.policy_repaired("pod");
+        if job.is_repeat && !is_new && change != Change::None {
+            self.tell_repair(name, &key);
         }
         Ok(())
     }

@@ -15,12 +15,12 @@ use crate::events::Events;
 use crate::health::{Health, HealthPart};
 use metrics::Metrics;
 
-/// `reason` of Events about the node and about policies.
-const REPAIRED: &str = "NetworkPolicyRulesRepaired";
+/// `reason` of Events about the node, pods and policies.
+pub(super) const REPAIRED: &str = "NetworkPolicyRulesRepaired";
 const MIXED_SERVICE: &str = "NetworkPolicyMixedService";
 const INVALID: &str = "NetworkPolicyInvalidEntries";
-/// Pause between two Events about the node; every repair is counted and in the log.
-const BETWEEN_EVENTS: Duration = Duration::from_secs(60);
+/// Pause between two Events about the node, or about a pod; every repair is counted and in the log.
+pub(super) const BETWEEN_EVENTS: Duration = Duration::from_secs(60);
 
 /// Who hears of it.
 pub(crate) struct PolicyTeller {

@@ -33,6 +33,7 @@ impl Agent {
         let pods = self.ambient.clone().clean_up(ambient);
         let work = async {
             let (installer, ()) = tokio::join!(self.take_plugin_off(installer), pods);
+            self.leaver.finish().await;
             let signal = end.told().await;
             self.log.info("ending", &[("signal", &signal)]);
             installer

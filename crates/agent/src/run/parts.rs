@@ -13,11 +13,11 @@ use crate::backends::Backends;
 use crate::config::{AgentConfig, PodsOrigin};
 use crate::conflicts::{ConflictParts, Conflicts};
 use crate::events::Events;
-use crate::health::Health;
+use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
 use crate::policy::{
     DenialParts, DenialReader, NarrowedAddresses, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint,
-    PolicyTeller, PolicyTunnels, node_settings, started,
+    PolicyLeaver, PolicyTeller, PolicyTunnels, node_settings, started,
 };
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
@@ -98,8 +98,8 @@ impl SharedParts<'_> {
             let text = "POLICY_DENY=reject does nothing yet: what policies deny is dropped without an answer";
             log.warn(text, &[]);
         }
-        let (ambient, settings) = (self.config.ambient.clone(), node_settings(&policy));
-        let (told, of_node) = (disturbed.clone(), log.clone());
+        let (ambient, settings, of_node) = (self.config.ambient.clone(), node_settings(&policy), log.clone());
+        let told = disturbed.clone();
         let node_point = move || -> Box<dyn PolicyPoint> {
             Box::new(NodePoint::new(ambient.clone(), settings, told.clone(), of_node.clone()))
         };
@@ -117,11 +117,11 @@ impl SharedParts<'_> {
             kernel_network_runtime_classes: self.config.kernel_network_runtime_classes.clone(),
             started: started(self.config.run_dir.clone()),
             proc_root: self.config.proc_root.clone(),
+            events: self.events.clone(),
             metrics: self.metrics.clone(),
             log: log.clone(),
         });
-        let (pod_point, tunnelled) = (keeper.clone(), mesh.clone());
-        let judges_tunnel = policy.judges_tunnel;
+        let (pod_point, tunnelled, judges_tunnel) = (keeper.clone(), mesh.clone(), policy.judges_tunnel);
         let teller = PolicyTeller {
             health: self.health.clone(),
             metrics: self.metrics.clone(),
@@ -178,6 +178,23 @@ impl SharedParts<'_> {
         }))
     }
 
+    pub(super) fn leaver(&self) -> Arc<PolicyLeaver> {
+        let config = self.config;
+        Arc::new(PolicyLeaver {
+            cluster: self.cluster.clone(),
+            facts: self.facts.clone(),
+            slots: self.slots.clone(),
+            backends: Arc::new(Backends::new(|| config.ambient.iptables(), &config.run_dir)),
+            config: config.ambient.clone(),
+            kernel_network_runtime_classes: config.kernel_network_runtime_classes.clone(),
+            run_dir: config.run_dir.clone(),
+            state_dir: config.state_dir.clone(),
+            health: self.health.clone(),
+            enforces: config.policy.is_some(),
+            log: self.journal.scope("policy"),
+        })
+    }
+
     /// Joins policies and ambient mode, where what is inside tunnels is judged.
     fn tunnels(&self, mesh: &Arc<Ambient>, policies: &Policies, keeper: &Arc<PodPointKeeper>) {
         let judges = self.config.policy.as_ref().is_some_and(|policy| policy.judges_tunnel);
@@ -219,4 +236,37 @@ impl SharedParts<'_> {
             log: log.clone(),
         })
     }
+}
+
+/// What readiness waits for.
+fn health_parts(config: &AgentConfig) -> Vec<HealthPart> {
+    let mut parts = vec![
+        HealthPart::NodeLock,
+        HealthPart::Node,
+        HealthPart::Install,
+        HealthPart::Cluster,
+        HealthPart::PluginSocket,
+        HealthPart::LogSocket,
+        HealthPart::Backend,
+    ];
+    parts.extend(config.config_dir.as_ref().map(|_| HealthPart::Configuration));
+    if !config.ambient.is_off {
+        parts.extend([HealthPart::Ambient, HealthPart::EventSocket]);
+    }
+    if config.conflicts_block_ready {
+        parts.push(HealthPart::Conflicts);
+    }
+    parts.extend(config.policy.as_ref().map(|_| HealthPart::Policies));
+    parts
+}
+
+/// How ready the agent is at first.
+pub(super) fn health(config: &AgentConfig) -> Health {
+    let health = Health::of(&health_parts(config));
+    health.ready(HealthPart::Configuration);
+    if config.conflicts_block_ready {
+        // Until one is found.
+        health.ready(HealthPart::Conflicts);
+    }
+    health
 }

@@ -18,6 +18,8 @@ pub struct PodJob {
     pub sets: Vec<SetJob>,
     /// Whether everything is to be compared with what is there.
     pub is_whole: bool,
+    /// Whether all of it was loaded already, so that whatever differs was changed by others.
+    pub is_repeat: bool,
     /// Whether the rules are to judge what is inside the pod's tunnel.
     pub judges_tunnel: bool,
 }

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use netns::{Host, Inside};
-use ruleset::{Contents, Family, Key, KnownChain, Ruleset, Set, SetDelta, TableDelta, TableKind};
+use ruleset::{Contents, Family, Key, Ruleset, Set, SetDelta, TableDelta, TableKind};
 
 use super::job;
 use super::probe::Present;
@@ -169,7 +169,7 @@ impl PartedIptables {
         let names: BTreeSet<String> = self.sets.names()?.into_iter().collect();
         let is_fresh = !works.iter().any(|work| work.difference.has_ours)
             && self.seen.is_none()
-            && !names.iter().any(|name| is_ours(&self.of, name));
+            && !names.iter().any(|name| sets::is_owned(&self.of, name));
         let mut changed = false;
         for set in &table.sets {
             match self.sets.difference(set)? {
@@ -197,7 +197,7 @@ impl PartedIptables {
             self.sets.remove(set, &keys)?;
         }
         let planned: BTreeSet<&str> = table.sets.iter().map(|set| &*set.name).collect();
-        let is_gone = |name: &&String| is_ours(&self.of, name) && !planned.contains(name.as_str());
+        let is_gone = |name: &&String| sets::is_owned(&self.of, name) && !planned.contains(name.as_str());
         for gone in names.iter().filter(is_gone) {
             self.sets.destroy(gone)?;
             changed = true;
@@ -243,8 +243,7 @@ impl PartedIptables {
         self.forget();
         let layers = std::slice::from_ref(&self.of);
         let mut change = self.host.enter(|inside| self.iptables.try_cleanup(inside.inside(), layers))??;
-        for name in self.sets.names()?.into_iter().filter(|name| is_ours(&self.of, name)) {
-            self.sets.destroy(&name)?;
+        if sets::destroy_owned(&mut self.sets, &self.of)? {
             change = Change::Fresh;
         }
         Ok(change)
@@ -385,12 +384,6 @@ impl PartedIptables {
         }
         Ok(())
     }
-}
-
-/// Whether a set's name is one that the owner gives.
-fn is_ours(of: &Ruleset, name: &str) -> bool {
-    let begins = |known: &KnownChain| known.beginning && name.starts_with(&*known.name);
-    of.known_chains.iter().any(begins)
 }
 
 /// A set that has such keys.

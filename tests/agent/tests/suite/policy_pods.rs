@@ -3,13 +3,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::Mesh;
 use testkit::probe::{Flow, Listener, Listeners};
-use testkit::{Agent, Families, PATIENCE, Pod, PodObject, until};
+use testkit::{Agent, Families, Launch, PATIENCE, Pod, PodObject, until};
 
 const PORT: u16 = 8080;
 const UID: &str = "00000001-0000-4000-8000-00000000beef";
@@ -18,15 +18,15 @@ const FRIEND: &str = "10.78.0.5";
 const STRANGER: &str = "10.78.0.6";
 
 /// A node with one pod, and all other addresses behind its interface.
-struct Setup {
-    mesh: Mesh,
-    pod: Pod,
+pub(crate) struct Setup {
+    pub(crate) mesh: Mesh,
+    pub(crate) pod: Pod,
     _listener: Listeners,
     nftables: bool,
 }
 
 impl Setup {
-    fn new(nftables: bool) -> Self {
+    pub(crate) fn new(nftables: bool) -> Self {
         let (mesh, pod) = (Mesh::new().unwrap(), Pod::new(Families::V4).unwrap());
         mesh.node.api.set_namespace("shop", &[]);
         let cgroup = format!("/kubepods/burstable/pod{UID}/{:064x}", 1);
@@ -39,33 +39,37 @@ impl Setup {
         setup
     }
 
-    fn agent(&self) -> Agent {
+    pub(crate) fn agent(&self) -> Agent {
+        self.launch().ready().unwrap()
+    }
+
+    pub(crate) fn launch(&self) -> Launch<'_> {
         let agent = self.mesh.node.agent().env("HOST_ROOT", &self.mesh.root().to_string_lossy());
         let agent = agent.env("CLEANUP_ON_EXIT", "never").env("POLICY_ENFORCEMENT", "on");
         let native = if self.nftables { "true" } else { "false" };
-        agent.env("POLICY_POINT", "pod").env("NATIVE_NFTABLES", native).ready().unwrap()
+        agent.env("POLICY_POINT", "pod").env("NATIVE_NFTABLES", native)
     }
 
-    fn set_friend(&self, labels: &[(&str, &str)]) {
+    pub(crate) fn set_friend(&self, labels: &[(&str, &str)]) {
         let friend =
             PodObject::named("friend").in_namespace("shop").uid("friend").on_node("n2").labels(labels);
         let address: IpAddr = FRIEND.parse().unwrap();
         self.mesh.node.api.set_pod(friend.container("app").running(&[address]));
     }
 
-    fn set_policy(&self, spec: &Value) {
+    pub(crate) fn set_policy(&self, spec: &Value) {
         let policy = json!({"metadata": {"namespace": "shop", "name": "web", "uid": "p"}, "spec": spec});
         self.mesh.node.api.set_object(Resource::NetworkPolicies, policy);
     }
 
     /// Whether the pod answers an address.
-    fn answers(&self, from: &str) -> bool {
+    pub(crate) fn answers(&self, from: &str) -> bool {
         let source = SocketAddr::new(from.parse().unwrap(), 0);
         let flow = Flow::from(self.pod.peer()).source(source).patience(Duration::from_millis(300));
         flow.tcp(SocketAddr::new(Pod::V4, PORT)).unwrap().port() == Some(PORT)
     }
 
-    fn wait(&self, what: &str, friend: bool, stranger: bool) {
+    pub(crate) fn wait(&self, what: &str, friend: bool, stranger: bool) {
         let seen = || [self.answers(FRIEND), self.answers(STRANGER)];
         until(
             what,
@@ -77,7 +81,7 @@ impl Setup {
     }
 
     /// All rules of the pod's namespace, with the numbers that new ones would have other than before.
-    fn rules(&self) -> String {
+    pub(crate) fn rules(&self) -> String {
         let own = self.pod.own();
         let nft = own.run(Command::new("nft").args(["-a", "list", "ruleset"])).unwrap();
         nft + &own.run(&mut Command::new("iptables-save")).unwrap()
@@ -192,7 +196,7 @@ fn services_are_reached_whose_endpoints_are_all_allowed_in_iptables() {
 }
 
 /// Without the counters.
-fn strip(rules: &str) -> Vec<String> {
+pub(crate) fn strip(rules: &str) -> Vec<String> {
     let words = |line: &str| {
         line.split_whitespace().filter(|word| !word.starts_with('[')).collect::<Vec<_>>().join(" ")
     };
@@ -215,4 +219,38 @@ fn a_pod_is_isolated_opened_and_let_go_by_policies_in_nf_tables() {
 #[test]
 fn a_pod_is_isolated_opened_and_let_go_by_policies_in_iptables() {
     follow(false);
+}
+
+/// The kernel tells of what others commit in the pod.
+#[test]
+fn rules_that_somebody_removes_in_a_pod_are_back_within_a_second() {
+    let setup = Setup::new(true);
+    setup.set_policy(&json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}));
+    let agent = setup.agent();
+    setup.wait("a policy isolates the pod", false, false);
+    let nft = |line: &str| setup.pod.own().run(Command::new("nft").args(line.split(' '))).unwrap();
+    let rules = setup.rules();
+    let mut took = Vec::new();
+    for line in [
+        "delete table inet istio-policy-mangle",
+        "flush chain inet istio-policy-mangle prerouting",
+        "flush ruleset",
+    ] {
+        nft(line);
+        let began = Instant::now();
+        let is_back = || {
+            let listed = setup.rules();
+            let lines = |text: &str| text.lines().filter(|line| !line.contains("counter")).count();
+            lines(&listed) == lines(&rules)
+        };
+        until(line, PATIENCE, is_back, || format!("{}\n{}", setup.rules(), agent.log().text())).unwrap();
+        took.push(began.elapsed());
+    }
+    println!("rules were back after {took:?}");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(1)), "{took:?}\n{}", agent.log().text());
+    setup.wait("the policy is in force", false, false);
+    agent.log().wait_for(&["the rules of a pod's policies differed", "nft"], PATIENCE).unwrap();
+    let events = setup.mesh.node.api.events();
+    let told: Vec<_> = events.iter().filter(|one| one["reason"] == "NetworkPolicyRulesRepaired").collect();
+    assert!(told.len() == 1 && told[0]["involvedObject"]["name"] == "web", "{events:?}");
 }

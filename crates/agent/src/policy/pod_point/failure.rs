@@ -32,6 +32,9 @@ pub(crate) enum PodPointFailure {
     /// Its rules are left.
     #[error(transparent)]
     Left(#[from] kernel::Incomplete),
+    /// So is what an agent of before or a plugin made.
+    #[error(transparent)]
+    Remains(#[from] kernel::LeaveError),
     /// Its sets.
     #[error(transparent)]
     Sets(#[from] kernel::sets::Error),

@@ -78,9 +78,9 @@ fn unload(
     let rules = job.last.as_ref().map_or_else(policy::guard::no_rules, |last| last.rules.clone());
     let plan = Plan::of_layer(backend, rules);
     let change = kernel.cleanup(inside, &plan)?;
-    if let Some(last) = &job.last {
+    if backend == Backend::Iptables {
         // Where that fails, because a rule that is gone has not let go of them yet, it is tried again.
-        Sets::open(inside, backend, &last.rules)?.destroy()?;
+        kernel::sets::destroy_of(inside, &plan.layers[0])?;
     }
     Ok(change)
 }

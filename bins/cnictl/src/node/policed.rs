@@ -1,0 +1,86 @@
+//! What enforces network policies where no agent does any more: in the node's own network namespace, and in those of pods that plugins noted.
+
+use std::path::{Path, PathBuf};
+
+use kernel::Kernel;
+use kernel::iptables::Iptables;
+use kernel::nft::Nftables;
+use netns::{Inside, Netns};
+use policy::guard::no_rules;
+use ruleset::{Backend, Plan};
+
+use super::host_side::{in_host, iptables_of_the_node};
+
+/// Where the agent's container has the node's files.
+const MOUNTED: &str = "/host";
+
+/// Namespaces that may have such rules.
+pub(super) struct PolicedPlaces {
+    pods: Vec<(String, Netns)>,
+    run_dir: PathBuf,
+    errors: Vec<String>,
+}
+
+/// Names of what is there, or was; and what could not be looked at or removed.
+pub(super) type KernelNames = (Vec<String>, Vec<String>);
+
+// === impl PolicedPlaces ===
+
+impl PolicedPlaces {
+    /// The pods of which there is a record, as far as they are there.
+    pub(super) fn find(run_dir: &Path) -> Self {
+        let mut errors = Vec::new();
+        let noted = applied::policed::all(run_dir).unwrap_or_else(|error| {
+            errors.push(error.to_string());
+            Vec::new()
+        });
+        let pods = noted.into_iter().filter_map(|sandbox| {
+            let in_container = Path::new(MOUNTED).join(sandbox.path.strip_prefix("/").ok()?);
+            let paths = [in_container, sandbox.path];
+            let netns = paths.into_iter().filter_map(|path| Netns::open(path).ok());
+            let netns = netns.into_iter().find(|netns| netns.id() == sandbox.origin.netns)?;
+            Some((format!("network policies of pod {}", sandbox.origin.pod), netns))
+        });
+        Self { pods: pods.collect(), run_dir: run_dir.to_owned(), errors }
+    }
+
+    pub(super) fn look(&self) -> KernelNames {
+        self.each(|inside, kernel| {
+            let plan = Plan::of_layer(Backend::Nftables, no_rules());
+            kernel.exists(inside, &plan).map_err(|error| fault::chain(&error))
+        })
+    }
+
+    /// Removes what is there.
+    pub(super) fn remove(&self) -> KernelNames {
+        let (found, errors) = self.look();
+        if found.is_empty() {
+            return (found, errors);
+        }
+        self.each(|inside, kernel| {
+            let change = kernel.leave(inside, &no_rules()).map_err(|error| fault::chain(&error))?;
+            Ok(change != kernel::Change::None)
+        })
+    }
+
+    /// What the node has, and what pods have, where `does` says that there is something.
+    fn each(&self, does: impl Fn(&Inside, Kernel<'_>) -> Result<bool, String> + Sync) -> KernelNames {
+        let (mut found, mut errors) = (Vec::new(), self.errors.clone());
+        let (of_node, of_pods) = (iptables_of_the_node(), Iptables::new().locking(&self.run_dir));
+        let node =
+            in_host(|inside| does(inside.inside(), Kernel { nftables: &Nftables, iptables: &of_node }));
+        let node = [("network policies on the node".to_owned(), node)];
+        let pods = self.pods.iter().map(|(name, netns)| {
+            let done = netns.enter(|inside| does(inside, Kernel { nftables: &Nftables, iptables: &of_pods }));
+            (name.clone(), done)
+        });
+        for (name, done) in node.into_iter().chain(pods) {
+            match done.map_err(|error| fault::chain(&error)).and_then(|done| done) {
+                Ok(true) => found.push(name),
+                Ok(false) => {}
+                Err(error) => errors.push(format!("{name}: {error}")),
+            }
+        }
+        (found, errors)
+    }
+}
