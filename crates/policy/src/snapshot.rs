@@ -26,8 +26,9 @@ use crate::terms::{PolicyTerms, RuleTerms, TrafficDirection};
 pub use head::{PodIsolation, SubjectPod, find_isolation};
 use words::{SnapshotWords, SnapshotWriter};
 
-/// The first line.
-const MAGIC: &str = "istio-cni policies 1";
+/// The first line. Its number is another one with every change of what the lines after it say, also where a line is only new: plugin, agent and
+/// `cnictl` of a node need not be of one version, and who took a line for another one would open or close what policies do not.
+const MAGIC: &str = "istio-cni policies 2";
 /// The largest snapshot, in bytes: some hundred thousand addresses, and as many rules.
 pub const MAX_SNAPSHOT: usize = 64 << 20;
 /// The largest part of it that the plugin reads, in bytes.

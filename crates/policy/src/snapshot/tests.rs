@@ -119,10 +119,14 @@ fn names_from_manifests_end_no_word_and_no_line() {
 fn what_is_no_snapshot_says_why() {
     let read = |text: &str| PolicySnapshot::from_bytes(text.as_bytes()).unwrap_err();
     let none = SubjectPod { namespace: "x", labels: None };
-    for text in ["", "istio-cni policies 1", "istio-cni policies 2\nend 1\n"] {
-        assert_eq!(read(text), SnapshotError::Version, "{text:?}");
+    for other in
+        ["", "istio-cni policies 2x", "istio-cni policies 20", "istio-cni policies 1", "istio-cni policies 3"]
+    {
+        let text = PINNED.replacen(MAGIC, other, 1);
+        assert_eq!(read(&text), SnapshotError::Version, "{other:?}");
+        assert_eq!(find_isolation(text.as_bytes(), &none), Err(SnapshotError::Version), "{other:?}");
     }
-    assert_eq!(find_isolation(&b"istio-cni policies 2\nseen\n"[..], &none), Err(SnapshotError::Version));
+    assert_eq!(read(MAGIC), SnapshotError::Version, "a line has an end");
     for (lines, error) in [
         ("", SnapshotError::Cut(1)),
         ("end 2\n", SnapshotError::Cut(1)),
@@ -132,10 +136,39 @@ fn what_is_no_snapshot_says_why() {
         ("policy np x n yes no named x 0\nrule 0 egress accept % any any any\n", SnapshotError::Line(3)),
         ("set pods named x 0 18446744073709551615 10.0.0.1\n", SnapshotError::Line(2)),
     ] {
-        assert_eq!(read(&format!("istio-cni policies 1\n{lines}")), error, "{lines:?}");
+        assert_eq!(read(&format!("{MAGIC}\n{lines}")), error, "{lines:?}");
     }
-    let head = |lines: &str| find_isolation(format!("istio-cni policies 1\n{lines}").as_bytes(), &none);
+    let head = |lines: &str| find_isolation(format!("{MAGIC}\n{lines}").as_bytes(), &none);
     assert_eq!(head("node 10.0.0.1\n"), Err(SnapshotError::Cut(2)));
     assert_eq!(head("node 10.0.0.1 x\nseen\n"), Err(SnapshotError::Line(2)));
     assert_eq!(head("policy np y n yes no whatever\nseen\n"), Ok(PodIsolation::default()), "it is of others");
+}
+
+/// A file with a line of each kind, and in these whatever words there are. Where this has to change, the number in its first line changes with it.
+const PINNED: &str = "\
+istio-cni policies 2
+node 192.0.2.1 2001:db8::1
+namespace x 1 kubernetes.io/metadata.name x
+policy admin % a no yes labelled 2 k exists l absent 0
+policy tenant % t yes no named x 0
+policy np x p yes try named x 2 app in 2 a b tier notin 1 c
+policy baseline % z yes no named x 0
+seen pods 12
+rule 0 egress deny no any 2 block 10.0.0.0/8 1 10.1.0.0/16 outside 1 10.2.0.0/16 3 all TCP range UDP 80 90 name SCTP dns
+rule 1 ingress next % 1 pods named x 0 any any
+rule 1 ingress audit % any any any
+rule 2 ingress accept % any 1 pods named x 0 any
+set pods named x 0 1 10.0.0.1
+set ports dns SCTP any 1 10.0.0.1 53
+set ports dns SCTP named x 0 0
+set own http TCP 1 10.0.0.1 8080
+pod x a n1 running eh 7 1 10.0.0.1 1 http TCP 8080 1 app a
+end 17
+";
+
+/// Another version of this reads it as it is, so its words stay what they are.
+#[test]
+fn the_words_of_a_version_do_not_change() {
+    let read = PolicySnapshot::from_bytes(PINNED.as_bytes()).unwrap();
+    assert_eq!(String::from_utf8(read.to_bytes()).unwrap(), PINNED);
 }
