@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,19 +19,22 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// Keeps what the task of policies knows, until it ends.
 pub(crate) async fn live(state_dir: PathBuf, policies: Arc<dyn PolicyHandle>, log: Scope) {
     let path = state_dir.join(rundir::POLICIES_NAME);
-    let (mut changes, mut written): (_, Option<Vec<u8>>) = (policies.changes(), None);
+    // What was written is known by its hash: it may be megabytes.
+    let (mut changes, mut written, hasher) = (policies.changes(), None, RandomState::new());
     changes.mark_changed();
     // It ends with the task of policies.
     while changes.changed().await.is_ok() {
         let next = Instant::now() + PAUSE;
         let Some(snapshot) = policies.snapshot().await else { continue };
         let bytes = snapshot.to_bytes();
-        if written.as_ref() != Some(&bytes) {
-            let (content, to) = (bytes.clone(), path.clone());
-            match tokio::task::spawn_blocking(move || write(&to, &content)).await {
+        drop(snapshot);
+        let hash = hasher.hash_one(&bytes);
+        if written != Some(hash) {
+            let to = path.clone();
+            match tokio::task::spawn_blocking(move || write(&to, &bytes)).await {
                 Ok(Ok(())) => {
                     log.settled(&[("path", &path.display())]);
-                    written = Some(bytes);
+                    written = Some(hash);
                 }
                 Ok(Err(error)) => {
                     let text = "the snapshot of policies is not written: an ADD without the agent goes by an older one or none; free space in the state \

@@ -2,10 +2,11 @@
 //! [`PodJob`] and says how it went.
 
 mod job;
+mod sets;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use ruleset::{Backend, Element, Family, Key, SetDelta};
 
 use super::point::PointCharge;
 pub use job::{PodJob, SetContent, SetJob};
+use sets::BookedSets;
 
 /// See the module.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ pub struct PodBook {
     node: Vec<IpAddr>,
     /// Addresses from which the own node's probes of pods in ambient mode seem to come.
     probes: Vec<IpAddr>,
-    sets: HashMap<Arc<PeerSet>, BTreeSet<PeerMember>>,
+    sets: BookedSets,
     /// What policies come to for addresses of Services, where that is known.
     services: ClassServices,
     pods: BTreeMap<LocalName, BookedPod>,
@@ -68,7 +70,7 @@ impl PodBook {
             backend,
             node: Vec::new(),
             probes,
-            sets: HashMap::new(),
+            sets: BookedSets::default(),
             services: ClassServices::new(),
             pods: BTreeMap::new(),
         }
@@ -88,7 +90,7 @@ impl PodBook {
         pods: &dyn Fn(&LocalName) -> PointCharge,
     ) -> Vec<LocalName> {
         self.node = node;
-        self.sets = index.sets().map(|(set, members)| (set.clone(), members.collect())).collect();
+        self.sets = BookedSets::default();
         let mut wanted = BTreeMap::new();
         for (name, facts, classes) in index.pods() {
             let scope = self.scope(name, pods(name), facts.tunnel);
@@ -96,11 +98,7 @@ impl PodBook {
                 wanted.insert(name, (classes, scope));
             }
         }
-        for (name, pod) in &mut self.pods {
-            if !wanted.contains_key(name) {
-                pod.is_let_go();
-            }
-        }
+        self.pods.values_mut().for_each(BookedPod::is_let_go);
         for (name, (classes, scope)) in wanted {
             self.set_pod(name, classes, scope, index);
         }
@@ -146,12 +144,10 @@ impl PodBook {
         let mut touched = BTreeSet::new();
         for effect in effects {
             match effect {
-                PolicyEffect::SetAppears(set, members) => {
-                    self.sets.insert(set.clone(), members.iter().copied().collect());
-                }
                 PolicyEffect::SetGains(set, members) => self.change_set(set, members, true, &mut touched),
                 PolicyEffect::SetLoses(set, members) => self.change_set(set, members, false, &mut touched),
-                PolicyEffect::SetGoes(set) => drop(self.sets.remove(set)),
+                // Sets come and go with the rules that look into them.
+                PolicyEffect::SetAppears(..) | PolicyEffect::SetGoes(_) => {}
                 PolicyEffect::ClassChanges(class) => touched.extend(self.change_class(class, index)),
                 PolicyEffect::PodChanges { pod, classes, tunnel, .. } => {
                     let scope = self.scope(pod, pods(pod), *tunnel);
@@ -160,7 +156,10 @@ impl PodBook {
                     }
                 }
                 // Its namespace goes with it.
-                PolicyEffect::PodGoes(pod) => drop(self.pods.remove(pod)),
+                PolicyEffect::PodGoes(pod) => {
+                    let gone = self.pods.remove(pod).and_then(|pod| pod.rules);
+                    gone.iter().for_each(|rules| self.sets.release(rules));
+                }
             }
         }
         touched
@@ -212,9 +211,7 @@ impl PodBook {
         for (name, family, set) in pod.rules.iter().flat_map(|rules| &rules.kept) {
             let is_new = !before.iter().any(|before| before.kept.iter().any(|(known, ..)| known == name));
             let content = if is_new {
-                let members = self.sets.get(set).into_iter().flatten();
-                let members = members.filter(|one| Family::of_address(one.address) == *family);
-                SetContent::Whole(members.map(|one| Element::from(Key::from(*one))).collect())
+                SetContent::Whole(self.sets.of(set, *family))
             } else {
                 match pending.get_mut(set) {
                     Some(changes) => SetContent::Changes(delta(changes, *family)),
@@ -299,6 +296,10 @@ impl PodBook {
             return false;
         }
         let rules = is_judged.then(|| self.compiled(index, classes, scope)).flatten();
+        // In this order, so that what both look into stays.
+        rules.iter().for_each(|rules| self.sets.take(rules, index));
+        let before = self.pods.get(name).and_then(|pod| pod.rules.as_ref());
+        before.iter().for_each(|rules| self.sets.release(rules));
         let pod = self.pods.entry(name.clone()).or_default();
         let is_other = pod.rules != rules || pod.scope != scope || pod.loaded.is_none();
         (pod.classes, pod.scope, pod.rules) = (classes.clone(), scope, rules);
@@ -336,13 +337,8 @@ impl PodBook {
         is_there: bool,
         touched: &mut BTreeSet<LocalName>,
     ) {
-        let known = self.sets.entry(set.clone()).or_default();
-        for member in members {
-            if is_there {
-                known.insert(*member)
-            } else {
-                known.remove(member)
-            };
+        if !self.sets.change(set, members, is_there) {
+            return;
         }
         for (name, pod) in &mut self.pods {
             let has = |rules: &Arc<CompiledPod>| rules.kept.iter().any(|(_, _, its): &KeptSet| its == set);

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use netns::Host;
-use ruleset::{Backend, Contents, Ruleset, TableDelta, TableKind};
+use ruleset::{Backend, KeptMembers, Ruleset, TableDelta, TableKind};
 
 use crate::iptables::{Iptables, PartedIptables, PartsError};
 use crate::nft::{PartedTable, Thoroughness};
@@ -107,7 +107,7 @@ impl PartedRules {
     pub fn ensure(
         &mut self,
         wanted: &Ruleset,
-        contents: &Contents,
+        contents: &dyn KeptMembers,
         thoroughness: Thoroughness,
     ) -> Result<Change, PartedError> {
         Ok(match self {

@@ -31,7 +31,9 @@ use crate::terms::{Section, TrafficDirection};
 pub use entry::{ENTRY_CHAIN, ENTRY_TABLE, EntryInterface, EntryProbe, NodeEntry};
 pub use left::{LeftOut, LeftOutReason};
 pub use log::{AUDIT_PREFIX, LOG_GROUP, LOG_PREFIX, LogMark, denying_chain, is_denying_chain, log_number};
-pub use node::{CompiledNode, EgressToOwnNode, EnforcementSettings, Established, NodeRules, compile_node};
+pub use node::{
+    CompiledNode, EgressToOwnNode, EnforcementSettings, Established, NodeMembers, NodeRules, compile_node,
+};
 use rules::Compiler;
 
 /// The owner of the rules.

@@ -262,6 +262,11 @@ impl PolicyIndex {
         self.sets.iter()
     }
 
+    /// The members of a set; none where no rule looks into it.
+    pub fn members(&self, set: &PeerSet) -> impl Iterator<Item = PeerMember> + '_ {
+        self.sets.members(set)
+    }
+
     /// A set that rules look into; nothing where there is no such set, or another one has its name in the kernel.
     pub fn set(&self, set: &PeerSet) -> Option<&Arc<PeerSet>> {
         self.sets.get(set)

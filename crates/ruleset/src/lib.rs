@@ -26,6 +26,6 @@ pub use rule::{
     Match, Ports, Protocol, RejectWith, Rule, Ruleset, Table, TableKind,
 };
 pub use set::{
-    ArrivalKey, Content, Contents, Coverage, Element, InterfaceName, Key, KeyType, MapVerdict, Members,
-    NoMembers, Set, SetDelta, SetKind, Side, TransportAddress,
+    ArrivalKey, Content, Contents, Coverage, Element, InterfaceName, KeptMembers, Key, KeyType, MapVerdict,
+    Members, NoMembers, Set, SetDelta, SetKind, Side, TransportAddress,
 };

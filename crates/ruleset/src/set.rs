@@ -19,7 +19,7 @@ use crate::rule::{Family, Protocol};
 pub use coverage::{Coverage, CoverageError};
 pub use delta::SetDelta;
 pub use interface::{ArrivalKey, InterfaceName};
-pub use members::{Contents, Members, NoMembers};
+pub use members::{Contents, KeptMembers, Members, NoMembers};
 
 /// A named set of a table, or a verdict map.
 #[derive(Debug, Clone, PartialEq, Eq)]

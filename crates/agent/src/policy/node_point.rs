@@ -118,7 +118,7 @@ impl NodePoint {
 
     /// Makes all of it what it should be.
     fn ensure(&mut self, index: &PolicyIndex, thoroughness: Thoroughness) -> Result<Change, PointError> {
-        let (rules, contents) = (self.rules.rules(index), self.rules.contents(index));
+        let (rules, contents) = (self.rules.rules(index), self.rules.members(index));
         self.loaded = false;
         let ensured = self.table()?.ensure(&rules, &contents, thoroughness);
         self.warn();

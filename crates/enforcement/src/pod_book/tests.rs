@@ -94,3 +94,30 @@ fn a_pod_gets_its_rules_then_what_changes_of_their_sets_and_then_none() {
     setup.book.done(&name("a"), &none);
     assert!(setup.book.job(&name("a")).is_none() && setup.book.pods().next().is_none());
 }
+
+#[test]
+fn members_are_kept_for_rules_that_look_into_them_and_no_longer() {
+    let mut setup = Setup::new();
+    setup.pod("b", "10.0.0.2", &[("in", "yes")], false);
+    assert_eq!(setup.book.sets.len(), 1);
+    // All of it is the node's.
+    setup.book.adopt(&setup.index, Vec::new(), &|_| PointCharge::Others);
+    assert_eq!(setup.book.sets.len(), 0);
+    setup.pod("c", "10.0.0.3", &[("in", "yes")], false);
+    setup.policy(Some(json!([{"from": [{"podSelector": {}}]}])));
+    assert_eq!(setup.book.sets.len(), 0);
+    // What came and went meanwhile is known when a pod needs it.
+    setup.pod("b", "10.0.0.2", &[], false);
+    setup.book.settle(&name("a"), true, &setup.index);
+    let (job, sets) = setup.job();
+    assert!(job.is_whole && setup.book.sets.len() == 1);
+    assert_eq!(sets, ["3"]);
+    setup.book.done(&name("a"), &job);
+    // Other rules look into another set, and the one before is let go.
+    setup.policy(Some(json!([{"from": [{"podSelector": {"matchLabels": {"in": "yes"}}}]}])));
+    let (_, sets) = setup.job();
+    assert!(setup.book.sets.len() == 1 && sets == ["1"], "{sets:?}");
+    let effects = setup.index.local_pod(&setup.world, &name("a"), None);
+    setup.book.apply(&effects, &setup.index, &|_| PointCharge::Its);
+    assert_eq!(setup.book.sets.len(), 0);
+}

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use netns::{Host, Inside};
-use ruleset::{Contents, Family, Key, Ruleset, Set, SetDelta, TableDelta, TableKind};
+use ruleset::{Family, KeptMembers, Key, Ruleset, Set, SetDelta, TableDelta, TableKind};
 
 use super::job;
 use super::probe::Present;
@@ -156,7 +156,7 @@ impl PartedIptables {
     pub fn ensure(
         &mut self,
         wanted: &Ruleset,
-        contents: &Contents,
+        contents: &dyn KeptMembers,
         thoroughness: Thoroughness,
     ) -> Result<Change, PartsError> {
         let Some(table) = wanted.table(self.kind) else { return self.remove() };
@@ -185,7 +185,7 @@ impl PartedIptables {
         }
         let mut losses = Vec::new();
         for set in table.sets.iter().filter(|set| set.is_kept()) {
-            let members: Vec<_> = contents.of(&set.name).cloned().collect();
+            let members: Vec<_> = contents.of(&set.name).collect();
             let delta = SetDelta::between(&self.sets.list(set)?, &members);
             changed |= !delta.is_empty();
             self.sets.add(set, &delta.added().collect::<Vec<_>>())?;

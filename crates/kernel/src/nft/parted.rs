@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netns::InsideHost;
-use ruleset::{Contents, Ruleset, Table, TableDelta, TableKind};
+use ruleset::{KeptMembers, Ruleset, Table, TableDelta, TableKind};
 
 use super::batch::{Batch, TableOf};
 use super::{Error, cleanup_over, counts, list_tables, question};
@@ -77,7 +77,7 @@ impl PartedTable {
     pub fn ensure(
         &mut self,
         wanted: &Ruleset,
-        contents: &Contents,
+        contents: &dyn KeptMembers,
         thoroughness: Thoroughness,
     ) -> Result<Change, Error> {
         let [table] = &wanted.tables[..] else { return self.remove() };
@@ -140,7 +140,7 @@ impl PartedTable {
         &mut self,
         wanted: &Ruleset,
         table: &Table,
-        contents: &Contents,
+        contents: &dyn KeptMembers,
         is_there: bool,
     ) -> Result<(), Error> {
         let place = TableOf { owner: &wanted.owner, kind: table.kind };

@@ -10,6 +10,7 @@
 mod base;
 mod changes;
 mod class;
+mod members;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +18,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ruleset::{
-    Backend, Chain, Contents, Element, Family, Key, MapVerdict, Ruleset, Set, SetDelta, Table, TableKind,
+    Backend, Chain, Contents, Element, Family, KeptMembers as _, Key, MapVerdict, Ruleset, Set, SetDelta,
+    Table, TableKind,
 };
 
 use super::rules::key_type;
@@ -27,6 +29,7 @@ use crate::index::{
 };
 use crate::terms::TrafficDirection;
 use class::NodeClass;
+pub use members::NodeMembers;
 
 /// How policies are enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,6 +167,23 @@ impl NodeRules {
 
     /// The members of kept sets, for such an index.
     pub fn contents(&self, index: &PolicyIndex) -> Contents {
+        let members = self.members(index);
+        let mut contents = Contents::default();
+        for set in members.names() {
+            let mut delta = SetDelta::default();
+            members.of(&set).for_each(|member| delta.add(member));
+            contents.apply(&set, &delta);
+        }
+        contents
+    }
+
+    /// The same, of which no more than a set is in memory a second time.
+    pub fn members<'a>(&self, index: &'a PolicyIndex) -> NodeMembers<'a> {
+        NodeMembers::new(index, self.own_contents())
+    }
+
+    /// The members of the sets and maps that are about pods of the node.
+    fn own_contents(&self) -> Contents {
         let mut contents = Contents::default();
         let mut deltas: BTreeMap<String, SetDelta> = BTreeMap::new();
         for ((direction, address), verdict) in &self.leads {
@@ -181,12 +201,6 @@ impl NodeRules {
         for address in self.claims.keys() {
             let set = base::local_set(Family::of_address(*address));
             deltas.entry(set.into()).or_default().add(Key::from(*address));
-        }
-        for (set, members) in index.sets() {
-            let names = peer_names(set);
-            let mut of_families = <[SetDelta; 2]>::default();
-            members.for_each(|member| of_families[family_of(&member)].add(Key::from(member)));
-            deltas.extend(names.into_iter().zip(of_families));
         }
         deltas.iter().for_each(|(set, delta)| contents.apply(set, delta));
         contents

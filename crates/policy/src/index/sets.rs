@@ -267,6 +267,11 @@ impl PeerSets {
         self.numbers.get_key_value(set).map(|(set, _)| set)
     }
 
+    pub(super) fn members(&self, set: &PeerSet) -> impl Iterator<Item = PeerMember> + '_ {
+        let slot = self.numbers.get(set).and_then(|number| self.slots[*number as usize].as_ref());
+        slot.into_iter().flat_map(|slot| slot.members.iter().copied())
+    }
+
     pub(super) fn iter(
         &self,
     ) -> impl Iterator<Item = (&Arc<PeerSet>, impl Iterator<Item = PeerMember> + '_)> {
@@ -329,7 +334,8 @@ impl PeerSets {
             self.hold(member.address, number, true);
         }
         if let Some(slot) = self.slots[number as usize].as_mut() {
-            slot.members.extend(members);
+            // Made at once its nodes are full.
+            slot.members = members.into_iter().collect();
         }
     }
 

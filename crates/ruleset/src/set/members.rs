@@ -19,6 +19,15 @@ pub trait Members {
     fn verdict(&self, map: &Set, key: &Key) -> Option<MapVerdict>;
 }
 
+/// Who knows all members of kept sets. Of many sets only one needs to be in memory as elements at a time.
+pub trait KeptMembers {
+    /// The members of a set, each once.
+    fn of<'a>(&'a self, set: &str) -> Box<dyn Iterator<Item = Element> + 'a>;
+
+    /// How many they are.
+    fn count(&self, set: &str) -> usize;
+}
+
 /// Kept sets have no members.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoMembers;
@@ -56,9 +65,24 @@ impl Contents {
         self.sets.remove(set);
     }
 
+    /// The names of sets that have, or had, members.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.sets.keys().map(String::as_str)
+    }
+
     /// The members of a set in the order of their keys.
-    pub fn of(&self, set: &str) -> impl Iterator<Item = &Element> {
+    pub fn of<'a>(&'a self, set: &str) -> impl Iterator<Item = &'a Element> + use<'a> {
         self.sets.get(set).into_iter().flat_map(BTreeMap::values)
+    }
+}
+
+impl KeptMembers for Contents {
+    fn of<'a>(&'a self, set: &str) -> Box<dyn Iterator<Item = Element> + 'a> {
+        Box::new(Self::of(self, set).cloned())
+    }
+
+    fn count(&self, set: &str) -> usize {
+        self.sets.get(set).map_or(0, BTreeMap::len)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Transactions that change a part of a table.
 
-use ruleset::{Contents, Element, Table, TableDelta};
+use ruleset::{Element, KeptMembers, Table, TableDelta};
 
 use super::super::set::{self as sets, WireElement};
 use super::super::uapi::{chain, message, rule as rule_uapi, set};
@@ -9,9 +9,10 @@ use crate::netlink::flags;
 
 impl<'a> Batch<'a> {
     /// Adds the members of a table's kept sets, which are empty.
-    pub(in crate::nft) fn fill(&mut self, of: TableOf<'a>, table: &'a Table, contents: &Contents) {
+    pub(in crate::nft) fn fill(&mut self, of: TableOf<'a>, table: &'a Table, contents: &dyn KeptMembers) {
         for set in table.sets.iter().filter(|set| set.is_kept()) {
-            let elements: Vec<WireElement> = contents.of(&set.name).flat_map(WireElement::of).collect();
+            let elements: Vec<WireElement> =
+                contents.of(&set.name).flat_map(|member| WireElement::of(&member)).collect();
             self.change_elements(of, &set.name, &elements, true);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use ruleset::{Chain, Contents, Element, Ruleset, Set, SetDelta, Table, TableDelta};
+use ruleset::{Chain, Element, KeptMembers, Ruleset, Set, SetDelta, Table, TableDelta};
 
 use super::super::batch::TableOf;
 use super::super::expected::{self, ExpectedTable};
@@ -45,7 +45,7 @@ pub(super) fn compare(
     socket: &mut NetlinkSocket,
     wanted: &Ruleset,
     table: &Table,
-    contents: &Contents,
+    contents: &dyn KeptMembers,
     thoroughness: Thoroughness,
 ) -> Result<TableComparison, Error> {
     let place = TableOf { owner: &wanted.owner, kind: table.kind };
@@ -55,7 +55,7 @@ pub(super) fn compare(
         Some(_) => {}
     }
     let Some(expected) = expected::planned(wanted).pop() else { return Ok(TableComparison::Anew) };
-    let Some(held) = held(socket, &expected, table, contents, thoroughness)? else {
+    let Some(mut held) = held(socket, &expected, table, thoroughness)? else {
         return Ok(TableComparison::Anew);
     };
     let [mut gains, mut changes, mut losses] = <[TableDelta; 3]>::default();
@@ -65,21 +65,29 @@ pub(super) fn compare(
         return Ok(TableComparison::Anew);
     }
     if thoroughness == Thoroughness::Everything {
-        for set in table.sets.iter().filter(|set| set.is_kept()) {
-            let Some(listed) = held.sets.iter().find(|listed| listed.name == set.name) else { continue };
-            compare_members(set, listed, contents, [&mut gains, &mut changes, &mut losses]);
+        // One set after the other: as elements the members of all of them take much memory.
+        let kept: Vec<&Set> = table.sets.iter().filter(|set| set.is_kept()).collect();
+        let mut more = MORE_ELEMENTS;
+        for set in kept {
+            let Some(listed) = held.sets.iter_mut().find(|listed| listed.name == set.name) else { continue };
+            let wanted = contents.count(&set.name);
+            if !list::fill(socket, &expected.name, std::slice::from_mut(listed), wanted + more, |_| true)? {
+                return Ok(TableComparison::Anew);
+            }
+            let there = std::mem::take(&mut listed.elements);
+            more -= there.len().saturating_sub(wanted);
+            compare_members(set, there, contents, [&mut gains, &mut changes, &mut losses]);
         }
     }
     let deltas = [gains, changes, losses].into_iter().filter(|delta| !delta.is_empty());
     Ok(TableComparison::Parts(deltas.collect()))
 }
 
-/// What there is; nothing where that is too much, or a base chain is not as it should be.
+/// What there is, but for the members of kept sets; nothing where that is too much, or a base chain is not as it should be.
 fn held(
     socket: &mut NetlinkSocket,
     expected: &ExpectedTable<'_>,
     table: &Table,
-    contents: &Contents,
     thoroughness: Thoroughness,
 ) -> Result<Option<Held>, Error> {
     let name = &*expected.name;
@@ -98,10 +106,14 @@ fn held(
     // The elements of anonymous sets are parts of rules.
     let anonymous: BTreeSet<String> =
         sets.iter().filter(|set| is_anonymous(set)).map(|set| set.name.clone()).collect();
-    let is_read = |set: &str| thoroughness == Thoroughness::Everything || anonymous.contains(set);
-    let most: usize = table.sets.iter().map(|set| contents.of(&set.name).count()).sum();
+    // What is in a set that is not wanted any more does not matter.
+    let planned: BTreeSet<&str> =
+        table.sets.iter().filter(|set| !set.is_kept()).map(|set| &*set.name).collect();
+    let is_read = |set: &str| {
+        anonymous.contains(set) || (thoroughness == Thoroughness::Everything && planned.contains(set))
+    };
     let fixed: usize = expected.sets.iter().map(|set| set.elements.len()).sum();
-    if !list::fill(socket, name, &mut sets, most + fixed + MORE_ELEMENTS, is_read)? {
+    if !list::fill(socket, name, &mut sets, fixed + MORE_ELEMENTS, is_read)? {
         return Ok(None);
     }
     let mut by_chain: HashMap<String, Vec<NetlinkRule>> = HashMap::new();
@@ -146,7 +158,7 @@ fn compare_sets(
     table: &Table,
     held: &Held,
     [gains, changes, losses]: [&mut TableDelta; 3],
-    contents: &Contents,
+    contents: &dyn KeptMembers,
 ) -> bool {
     let named: HashMap<&str, &ListedSet> = held.sets.iter().map(|set| (set.name.as_str(), set)).collect();
     let same = |one: &[WireElement], other: &[WireElement]| {
@@ -167,7 +179,7 @@ fn compare_sets(
         }
         if !named.contains_key(&*planned.name) && set.is_kept() {
             let delta = if set.is_map() { &mut *changes } else { &mut *gains };
-            contents.of(&set.name).for_each(|member| delta.of(&*set.name).add(member.clone()));
+            contents.of(&set.name).for_each(|member| delta.of(&*set.name).add(member));
         }
     }
     let planned: BTreeSet<&str> = expected.sets.iter().map(|set| &*set.name).collect();
@@ -178,12 +190,12 @@ fn compare_sets(
 
 fn compare_members(
     set: &Set,
-    listed: &ListedSet,
-    contents: &Contents,
+    there: Vec<WireElement>,
+    contents: &dyn KeptMembers,
     [gains, changes, losses]: [&mut TableDelta; 3],
 ) {
-    let held = members_of(set.keys, listed.elements.clone());
-    let wanted: Vec<Element> = contents.of(&set.name).cloned().collect();
+    let held = members_of(set.keys, there);
+    let wanted: Vec<Element> = contents.of(&set.name).collect();
     let delta = SetDelta::between(&held, &wanted);
     if delta.is_empty() {
         return;
