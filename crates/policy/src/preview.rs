@@ -177,11 +177,13 @@ fn compare(
 impl PolicyPreview {
     /// Whether a connection's verdict is another one, and which; nothing where it stays as it is.
     pub fn predicts(&self, flow: &PolicyFlow) -> Option<bool> {
-        let has = |ends: &[(String, IpAddr)], address| ends.iter().any(|(_, one)| *one == address);
+        let pod = |ends: &[(String, IpAddr)], address| {
+            ends.iter().find(|(_, one)| *one == address).map(|(pod, _)| pod.clone())
+        };
         let change = self.verdicts.iter().find(|change| {
-            has(&change.sources, flow.source)
-                && has(&change.destinations, flow.destination)
-                && change.traffic.contains(flow.traffic)
+            let ends = pod(&change.sources, flow.source).zip(pod(&change.destinations, flow.destination));
+            // What a pod says to itself is no policy's affair, also where one that is alike would be affected.
+            ends.is_some_and(|(from, to)| from != to) && change.traffic.contains(flow.traffic)
         });
         change.map(|change| change.allowed)
     }
