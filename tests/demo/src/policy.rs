@@ -9,6 +9,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -35,6 +36,9 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const PROBE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 7, 127));
 /// The policy that selects both pods.
 const POLICY: &str = "only-friends";
+/// What of it fails for the client before it has the label, and what lets it in with it.
+const MISSED: &str = "default/only-friends ingress[0]: peer failed";
+const MATCHED: &str = "allowed: by default/only-friends ingress[0] from[0] ports[0]";
 /// Its label of those who may come in.
 const FRIEND: (&str, &str) = ("role", "friend");
 /// The port of the node that leads to the client, which no policy selects.
@@ -45,9 +49,18 @@ const OPEN_NODE_PORT: u16 = 30080;
 pub(crate) struct PolicyReport {
     pub(crate) backend: Backend,
     pub(crate) pods: Vec<PolicedPod>,
+    /// What `cnictl` says of the client's connection to the first pod, before the label and after it.
+    pub(crate) explained: Vec<Explained>,
     /// Where a connection from the world by a node port came from in the eyes of a pod that no policy selects.
     pub(crate) node_port_source: IpAddr,
     pub(crate) problems: Vec<String>,
+}
+
+/// A command, and what it printed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Explained {
+    pub(crate) command: String,
+    pub(crate) text: String,
 }
 
 /// A pod that a policy selects.
@@ -92,11 +105,14 @@ pub(crate) fn run(programs: &Path, backend: Backend) -> Result<PolicyReport> {
         started.push(pod);
         pods.push(report);
     }
+    let asked = started.first().map(|(pod, _)| &*pod.name).context("no pod was started")?;
+    let mut explained = vec![scene.explain(asked, &["denied: no rule matches", MISSED], &mut problems)?];
     let labelled = Instant::now();
     scene.label_client(&[FRIEND]);
     for ((pod, _), report) in started.iter().zip(&mut pods) {
         scene.look_labelled(pod, labelled, report, &mut problems)?;
     }
+    explained.push(scene.explain(asked, &[MATCHED], &mut problems)?);
     let node_port_source = scene.node_port_source()?;
     if node_port_source != IpAddr::V4(GATEWAY) {
         problems
@@ -105,7 +121,7 @@ pub(crate) fn run(programs: &Path, backend: Backend) -> Result<PolicyReport> {
     drop(started);
     problems.extend(scene.end()?);
     problems.extend(removal::holders(&namespaces)?);
-    Ok(PolicyReport { backend, pods, node_port_source, problems })
+    Ok(PolicyReport { backend, pods, explained, node_port_source, problems })
 }
 
 // === impl PolicyReport ===
@@ -193,6 +209,21 @@ impl Scene {
             labelled_ms: 0.0,
         };
         Ok(((pod, listeners), report))
+    }
+
+    /// Asks the agent, by `cnictl`, of the client's connection to a pod. `wanted` has to be in the answer.
+    fn explain(&self, pod: &str, wanted: &[&str], problems: &mut Vec<String>) -> Result<Explained> {
+        let words =
+            format!("policy explain --from default/{} --to default/{pod} --port {APP}", self.client.name);
+        let mut command = Command::new(testkit::programs().join("cnictl"));
+        command.args(words.split(' ')).arg("--net-dir").arg(self.mesh.node.net_dir());
+        let output = self.mesh.host.output(&mut command)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !wanted.iter().all(|wanted| text.contains(wanted)) || !text.contains("evidence: the agent") {
+            let error = String::from_utf8_lossy(&output.stderr);
+            problems.push(format!("cnictl {words} has to say {}, it said {text}{error}", wanted.join(", ")));
+        }
+        Ok(Explained { command: format!("cnictl {words}"), text })
     }
 
     /// As `kubectl label` does it.

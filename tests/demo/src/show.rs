@@ -10,7 +10,7 @@ use crate::checks::CheckReport;
 use crate::connections::ConnectionReport;
 use crate::drift::DriftReport;
 use crate::pods::PodReport;
-use crate::policy::{PolicedPod, PolicyReport};
+use crate::policy::{Explained, PolicedPod, PolicyReport};
 use crate::removal::RemovalReport;
 
 /// Prints what people read; nothing where a program reads.
@@ -317,7 +317,7 @@ impl Screen {
 
     /// The pods that a policy selects.
     pub(crate) fn policy(self, report: &PolicyReport) {
-        let PolicyReport { pods, node_port_source, problems, .. } = report;
+        let PolicyReport { pods, explained, node_port_source, problems, .. } = report;
         let heads = heads(&[
             "POD",
             "MODE",
@@ -340,6 +340,10 @@ impl Screen {
         };
         let rows: Vec<Vec<Cell>> = std::iter::once(heads).chain(pods.iter().map(row)).collect();
         self.table(&rows).iter().for_each(|line| self.print(line));
+        for Explained { command, text } in explained {
+            self.line(command);
+            text.lines().for_each(|line| self.line(&format!("  {}", self.paint(line, Style::Dim))));
+        }
         if problems.is_empty() {
             let opened: Vec<String> = pods.iter().map(|pod| format!("{:.0} ms", pod.labelled_ms)).collect();
             self.good(&format!("open to the client {} after its label", opened.join(" and ")));
