@@ -71,6 +71,8 @@ impl Agent {
     pub(crate) fn policy_answers(&self) -> Option<Arc<dyn PolicyHandle>> {
         let (policies, cluster) = (self.policies.clone()?, self.cluster.clone());
         let (node, config) = (self.config.node.clone(), self.config.ambient.clone());
-        Some(Arc::new(PolicyAnswers { policies, cluster, node, config }))
+        let book = self.denials.as_ref().map(|denials| denials.book().clone());
+        let keeper = self.pod_point.clone();
+        Some(Arc::new(PolicyAnswers { policies, cluster, node, config, keeper, book }))
     }
 }

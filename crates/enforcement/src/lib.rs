@@ -47,7 +47,7 @@ pub use services::ClassServices;
 use services::ServiceStores;
 pub use sight::{AttachedPod, NodeSight, UnseenReason};
 use state::{FollowStage, PolicySources, PolicyState};
-pub use state::{KnownPolicies, NotPrepared, PodNetwork, PodToPrepare, PreparedPod};
+pub use state::{KnownPoint, KnownPolicies, NotPrepared, PodNetwork, PodToPrepare, PreparedPod};
 pub use tunnels::TunnelEntry;
 pub use waking::Waker;
 use world::LocalPods;

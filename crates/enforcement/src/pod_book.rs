@@ -269,11 +269,12 @@ impl PodBook {
 
     /// How many pods are to have rules that they are not known to have.
     pub fn waiting(&self) -> usize {
-        let waits = |pod: &&BookedPod| match (&pod.rules, &pod.loaded) {
-            (Some(rules), Some(Some(loaded))) => !Arc::ptr_eq(rules, loaded),
-            (rules, _) => rules.is_some(),
-        };
-        self.pods.values().filter(waits).count()
+        self.pods.values().filter(|pod| pod.waits()).count()
+    }
+
+    /// Whether a pod is one of them.
+    pub fn waits(&self, pod: &LocalName) -> bool {
+        self.pods.get(pod).is_some_and(BookedPod::waits)
     }
 
     /// What of a pod is judged in its namespace; nothing where that is not known yet, so that what is there stays.
@@ -357,6 +358,14 @@ impl BookedPod {
     /// What it has is to be looked at, also where a job is under way: that may be in another namespace, or before whatever is to be looked at.
     fn is_unknown(&mut self) {
         (self.loaded, self.is_at_work) = (None, false);
+    }
+
+    /// It is to have rules that it is not known to have.
+    fn waits(&self) -> bool {
+        match (&self.rules, &self.loaded) {
+            (Some(rules), Some(Some(loaded))) => !Arc::ptr_eq(rules, loaded),
+            (rules, _) => rules.is_some(),
+        }
     }
 
     /// It is to have nothing.

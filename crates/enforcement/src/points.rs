@@ -61,6 +61,14 @@ impl Points {
         })
     }
 
+    /// The same of one pod.
+    pub(super) fn unseen_reason(&self, pod: &LocalName) -> Option<&UnseenReason> {
+        match self.sights.get(pod)? {
+            NodeSight::Unseen(reason) => Some(reason),
+            NodeSight::Seen => None,
+        }
+    }
+
     /// Pods that are to be handed to [`Self::look`].
     pub(super) fn untested(&self) -> &BTreeSet<LocalName> {
         &self.untested

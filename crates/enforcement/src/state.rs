@@ -28,7 +28,7 @@ use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_
 use super::{StartedPods, TunnelledPods};
 pub use looks::PodNetwork;
 
-pub use known::KnownPolicies;
+pub use known::{KnownPoint, KnownPolicies};
 pub use prepared::{NotPrepared, PodToPrepare, PreparedPod};
 
 /// What the watches fill.

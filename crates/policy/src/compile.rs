@@ -30,7 +30,10 @@ use crate::index::{NamedRoom, PeerSet, PodClasses, PolicyClass, PolicyIndex};
 use crate::terms::{Section, TrafficDirection};
 pub use entry::{ENTRY_CHAIN, ENTRY_TABLE, EntryInterface, EntryProbe, NodeEntry};
 pub use left::{LeftOut, LeftOutReason};
-pub use log::{AUDIT_PREFIX, LOG_GROUP, LOG_PREFIX, LogMark, denying_chain, is_denying_chain, log_number};
+pub use log::{
+    AUDIT_PREFIX, LOG_GROUP, LOG_PREFIX, LogMark, denying_chain, is_denying_chain, log_number,
+    log_number_text,
+};
 pub use node::{
     CompiledNode, EgressToOwnNode, EnforcementSettings, Established, NodeMembers, NodeRules, compile_node,
 };

@@ -2,10 +2,9 @@
 
 use anyhow::Result;
 use facts::PodRef;
-use policy::compile::log_number;
+use policy::compile::{log_number, log_number_text};
 use policy::index::{PolicyClass, classes_in};
 use policy::{PlainPod, TrafficDirection};
-use rundir::policy::EnforcedAt;
 use serde::Serialize;
 
 use super::source::{KnownCluster, PolicySourceArgs};
@@ -17,7 +16,7 @@ Examples:
   # Which policies select the pods of this node?
   cnictl policy list
 
-  # Of one pod, with the numbers of its classes, as the kernel's log has them
+  # Of one pod, with the numbers of its classes, as the kernel's log has them, and what was denied
   cnictl policy list shop/web -o wide
 
 Exit codes: 0 done
@@ -29,7 +28,8 @@ Exit codes: 0 done
 /// Show which network policies select which pods
 ///
 /// A line for each pod and direction. The pods are those of this node, or all of the manifests. Pods that the same policies select have the same
-/// class: its number stands in the kernel's log of what is denied.
+/// class: its number stands in the kernel's log of what is denied. A pod is guarded while its rules in its own network namespace are not loaded.
+/// What was denied is counted for all pods of the class together, from when the agent was started.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PolicyListArgs {
@@ -55,6 +55,12 @@ struct SelectedPod {
     class: String,
     /// `node`, `pod` or `both`; empty where it is not known.
     point: &'static str,
+    /// Its rules are not there yet, and it is isolated. Not there where the agent does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guarded: Option<bool>,
+    /// Packets that pods of its class were denied in this direction, since the agent was started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    denied: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -72,10 +78,12 @@ const LISTING: ResourceList<SelectedPod> = ResourceList {
         Column { head: "POINT", wide: false, cell: |pod| (pod.point.to_owned(), None) },
         Column { head: "POLICIES", wide: false, cell: |pod| (policies(pod), None) },
         Column { head: "CLASS", wide: true, cell: |pod| (pod.class.clone(), None) },
+        Column { head: "GUARDED", wide: true, cell: |pod| (guarded(pod), None) },
+        Column { head: "DENIED", wide: true, cell: |pod| (denied(pod), None) },
     ],
     key: |pod| format!("{} {}", name_of(pod), pod.direction),
     name: name_of,
-    steady: Clone::clone,
+    steady: |pod| SelectedPod { denied: None, ..pod.clone() },
 };
 
 fn name_of(pod: &SelectedPod) -> String {
@@ -84,6 +92,14 @@ fn name_of(pod: &SelectedPod) -> String {
 
 fn policies(pod: &SelectedPod) -> String {
     if pod.policies.is_empty() { "(not isolated)".to_owned() } else { pod.policies.join(", ") }
+}
+
+fn guarded(pod: &SelectedPod) -> String {
+    pod.guarded.map_or_else(String::new, |guarded| if guarded { "yes" } else { "no" }.to_owned())
+}
+
+fn denied(pod: &SelectedPod) -> String {
+    pod.denied.map_or_else(String::new, |packets| packets.to_string())
 }
 
 impl PolicyListArgs {
@@ -115,10 +131,12 @@ impl PolicyListArgs {
 
 fn rows_of(known: &KnownCluster, pod: &PlainPod) -> [SelectedPod; 2] {
     let classes = classes_in(&known.world, &pod);
-    let point = known.points.get(&pod.to_string()).map_or("", |point: &EnforcedAt| point.name());
+    let at = known.points.get(&pod.to_string());
     [(TrafficDirection::Ingress, "ingress"), (TrafficDirection::Egress, "egress")].map(|(of, direction)| {
         let class = classes.of_direction(of).map(|class| &**class);
         let policies = class.map(|class: &PolicyClass| &*class.policies).unwrap_or_default();
+        let class_number = class.map(|class| log_number_text(log_number(class))).unwrap_or_default();
+        let denied = known.denied.as_ref().filter(|_| class.is_some());
         SelectedPod {
             namespace: pod.namespace.to_string(),
             name: pod.name.to_string(),
@@ -128,8 +146,10 @@ fn rows_of(known: &KnownCluster, pod: &PlainPod) -> [SelectedPod; 2] {
                 .filter_map(|name| known.world.policy(name))
                 .any(|terms| terms.direction(of).isolates(&terms.name)),
             policies: policies.iter().map(ToString::to_string).collect(),
-            class: class.map(|class| format!("{:016x}", log_number(class))).unwrap_or_default(),
-            point,
+            point: at.map_or("", |at| at.point.name()),
+            guarded: at.map(|at| at.is_guarded),
+            denied: denied.map(|denied| denied.get(&class_number).copied().unwrap_or_default()),
+            class: class_number,
         }
     })
 }

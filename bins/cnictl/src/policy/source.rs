@@ -9,7 +9,7 @@ use podsource::{Written, is_manifest, written_in_named_file};
 use policy::snapshot::{MAX_SNAPSHOT, PolicySnapshot};
 use policy::{PlainKind, PlainWorld};
 use rundir::POLICIES_NAME;
-use rundir::policy::{EnforcedAt, PolicyStateReport, StandingWord};
+use rundir::policy::{PolicyPointReport, PolicyStateReport, StandingWord};
 use serde_json::value::RawValue;
 use trusted::Links;
 
@@ -44,7 +44,9 @@ pub(super) struct KnownCluster {
     pub(super) node: Option<String>,
     pub(super) evidence: EvidenceSource,
     /// Where policies are enforced, of the pods of the own node; empty where it is not known.
-    pub(super) points: BTreeMap<String, EnforcedAt>,
+    pub(super) points: BTreeMap<String, PolicyPointReport>,
+    /// Packets that were denied since the agent was started, by the number of a class; nothing where it is not known.
+    pub(super) denied: Option<BTreeMap<String, u64>>,
     pub(super) standing: Option<StandingWord>,
     /// Why not all is in force.
     pub(super) problem: String,
@@ -124,6 +126,7 @@ impl KnownCluster {
             node: None,
             evidence,
             points: BTreeMap::new(),
+            denied: None,
             standing: None,
             problem: String::new(),
             knows_all: true,
@@ -148,11 +151,12 @@ impl KnownCluster {
     }
 
     fn of_agent(report: PolicyStateReport) -> Result<Self> {
-        let PolicyStateReport { version, at, node, standing, problem, points, pods_left_out, known } = report;
+        let PolicyStateReport { version, at, node, standing, problem, points, denied, pods_left_out, known } =
+            report;
         let snapshot = PolicySnapshot::from_bytes(known.as_bytes())
             .context("read what the agent knows of policies; cnictl and agent are of different versions")?;
         let points = points.into_iter();
-        let points = points.map(|one| (format!("{}/{}", one.namespace, one.name), one.point)).collect();
+        let points = points.map(|one| (format!("{}/{}", one.namespace, one.name), one)).collect();
         let mut remarks = Vec::new();
         if pods_left_out > 0 {
             remarks
@@ -161,7 +165,16 @@ impl KnownCluster {
         let world = snapshot.world(Some(&node));
         let found = Self::new(world, EvidenceSource::of_agent(version, at));
         let (standing, knows_all) = (Some(standing), pods_left_out == 0);
-        Ok(Self { node: Some(node), points, standing, problem, knows_all, remarks, ..found })
+        Ok(Self {
+            node: Some(node),
+            points,
+            denied: Some(denied),
+            standing,
+            problem,
+            knows_all,
+            remarks,
+            ..found
+        })
     }
 }
 

@@ -18,12 +18,17 @@ Examples:
   # Are the network policies of this node's pods in force?
   cnictl policy status
 
+  # Where are those of each pod enforced?
+  cnictl policy status -o wide
+
 Exit codes: 0 they are in force
             1 they are not, or not all of them, or nothing tells how it stands
             2 wrong command line
             3 policies are not enforced on this node";
 
 /// Show how the enforcement of network policies stands on this node
+///
+/// Pods whose packets the node's rules do not see are named, with the reason: their policies are enforced in their own network namespaces.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PolicyStatusArgs {
@@ -54,9 +59,22 @@ struct StatusDocument<'a> {
     isolated_egress: usize,
     /// Pods of this node by where their policies are enforced.
     points: BTreeMap<&'static str, usize>,
+    /// The same pod by pod.
+    placed: Vec<PlacedPod<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshot: Option<SnapshotFile>,
     not_known: &'a [String],
+}
+
+/// Where the policies of a pod are enforced.
+#[derive(Debug, Serialize)]
+struct PlacedPod<'a> {
+    pod: &'a str,
+    point: &'static str,
+    /// A word for why the node's rules do not see its packets; empty where they do.
+    unseen: &'a str,
+    /// The same for people.
+    text: &'a str,
 }
 
 /// What an ADD without the agent goes by.
@@ -81,7 +99,7 @@ impl PolicyStatusArgs {
         let document = self.document(&known);
         let text = match self.output {
             Format::Json | Format::Yaml => structured(self.output, &document)?,
-            Format::Table | Format::Wide => document.text(),
+            Format::Table | Format::Wide => document.text(self.output == Format::Wide),
         };
         Ok(match known.standing {
             Some(StandingWord::InForce) => VerbAnswer::text(text),
@@ -102,9 +120,15 @@ impl PolicyStatusArgs {
         let namespaces: BTreeSet<&str> =
             known.world.policies().map(|policy| &*policy.name.namespace).collect();
         let mut points = BTreeMap::new();
-        for point in known.points.values() {
-            *points.entry(EnforcedAt::name(*point)).or_default() += 1;
+        for at in known.points.values() {
+            *points.entry(at.point.name()).or_default() += 1;
         }
+        let placed = known.points.iter().map(|(pod, at)| PlacedPod {
+            pod,
+            point: at.point.name(),
+            unseen: &at.unseen,
+            text: &at.unseen_text,
+        });
         StatusDocument {
             api_version: API_VERSION,
             kind: "PolicyStatus",
@@ -118,6 +142,7 @@ impl PolicyStatusArgs {
             isolated_ingress: classes.iter().filter(|classes| classes.ingress.is_some()).count(),
             isolated_egress: classes.iter().filter(|classes| classes.egress.is_some()).count(),
             points,
+            placed: placed.collect(),
             snapshot: self.snapshot(),
             not_known: &known.remarks,
         }
@@ -132,7 +157,26 @@ impl PolicyStatusArgs {
 }
 
 impl StatusDocument<'_> {
-    fn text(&self) -> String {
+    /// Pods with the point of each and why the node does not see it.
+    fn placed_text(&self, every: bool) -> String {
+        let shown = self.placed.iter().filter(|placed| every || !placed.unseen.is_empty());
+        let mut rows: Vec<Vec<String>> = shown
+            .map(|placed| {
+                // Without a reason it was not asked where the node sees the pod.
+                let is_chosen = placed.unseen.is_empty() && placed.point == EnforcedAt::Pod.name();
+                let why = if is_chosen { "POLICY_POINT=pod" } else { placed.text };
+                [placed.pod, placed.point, why].map(str::to_owned).to_vec()
+            })
+            .collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        rows.insert(0, ["POD", "POINT", "WHY"].map(str::to_owned).to_vec());
+        columns(&rows)
+    }
+
+    /// With every pod, or those that the node does not see.
+    fn text(&self, every: bool) -> String {
         let mut rows = Vec::new();
         let mut row = |head: &str, text: String| rows.push(vec![head.to_owned(), text]);
         let on = self.node.map_or_else(String::new, |node| format!(" on node {node}"));
@@ -159,6 +203,6 @@ impl StatusDocument<'_> {
         for remark in self.not_known {
             row("Not known", remark.clone());
         }
-        columns(&rows) + &self.evidence.line() + "\n"
+        columns(&rows) + &self.placed_text(every) + &self.evidence.line() + "\n"
     }
 }

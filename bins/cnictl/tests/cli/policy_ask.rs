@@ -187,6 +187,12 @@ fn the_agent_answers_and_when_it_is_gone_its_snapshot() {
     let status = document(&on_node("policy status -o json"));
     assert_eq!((&status["standing"], &status["pods"]), (&json!("in-force"), &json!(3)), "{status:#}");
     assert_eq!(status["points"], json!({"node": 3}), "{status:#}");
+    let placed = json!({"pod": "shop/api", "point": "node", "unseen": "", "text": ""});
+    assert_eq!(status["placed"][0], placed, "{status:#}");
+    let list = document(&on_node("policy list shop/db -o json"));
+    let ends: Vec<Value> =
+        [0, 1].map(|one| json!([list["items"][one]["guarded"], list["items"][one]["denied"]])).into();
+    assert_eq!(ends, [json!([false, 0]), json!([false, 0])], "{list:#}");
     let denied = ask("web").fails(1, &[]);
     assert!(denied.stdout.contains("nearest: shop/db ingress[1]"), "{denied:?}");
     assert!(denied.stdout.contains("evidence: the agent, version "), "{denied:?}");

@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cluster::Cluster;
-use enforcement::{EnforcementPoint, KnownPolicies, PodToPrepare, Policies, PolicyStanding, PreparedPod};
+use enforcement::{
+    DenialBook, EnforcementPoint, KnownPoint, KnownPolicies, PodToPrepare, Policies, PolicyStanding,
+    PreparedPod,
+};
 use facts::object::REDIRECTION;
 use facts::{LabelSet, PodRef};
 use kernel::pair::PodInterface;
 use netns::Netns;
-use policy::index::{LocalName, PolicyClass};
+use policy::compile::log_number_text;
+use policy::index::PolicyClass;
 use policy::snapshot::PolicySnapshot;
 use rundir::policy::{
     EnforcedAt, MAX_POLICY_PODS, PolicyPointReport, PolicyStateReport, PrepareAnswer, PrepareRequest,
@@ -19,6 +23,7 @@ use rundir::policy::{
 };
 use tokio::sync::watch;
 
+use super::pod_point::PodPointKeeper;
 use crate::ambient::{AmbientConfig, open_host};
 use crate::pods_report::seconds;
 use crate::policy_socket::{PolicyFuture, PolicyHandle};
@@ -35,6 +40,10 @@ pub(crate) struct PolicyAnswers {
     pub(crate) node: String,
     /// Says where the node's network namespace is.
     pub(crate) config: AmbientConfig,
+    /// Knows which pods have no rules of their own yet.
+    pub(crate) keeper: Option<Arc<PodPointKeeper>>,
+    /// What was denied.
+    pub(crate) book: Option<Arc<DenialBook>>,
 }
 
 // === impl PolicyAnswers ===
@@ -101,12 +110,11 @@ impl PolicyHandle for PolicyAnswers {
             let KnownPolicies { mut snapshot, points, left_out } = known;
             snapshot.node = own.node_addresses().await;
             own.mark_enrolled(&mut snapshot);
-            let point = |(LocalName { namespace, name }, at): (LocalName, EnforcementPoint)| {
-                PolicyPointReport { namespace: namespace.into(), name: name.into(), point: enforced_at(at) }
-            };
-            let points = points.into_iter().map(point).collect();
+            let points = points.into_iter().map(|point| own.point(point)).collect();
+            let denied = own.book.as_ref().map(|book| book.denied()).unwrap_or_default().into_iter();
+            let denied = denied.map(|(class, packets)| (log_number_text(class), packets)).collect();
             let known = String::from_utf8(snapshot.to_bytes()).unwrap_or_default();
-            PolicyStateReport { points, pods_left_out: left_out, known, ..report }
+            PolicyStateReport { points, denied, pods_left_out: left_out, known, ..report }
         })
     }
 
@@ -121,6 +129,18 @@ impl PolicyHandle for PolicyAnswers {
 }
 
 impl PolicyAnswers {
+    fn point(&self, at: KnownPoint) -> PolicyPointReport {
+        let KnownPoint { pod, point, unseen } = at;
+        PolicyPointReport {
+            point: enforced_at(point),
+            unseen: unseen.as_ref().map(|reason| reason.name().to_owned()).unwrap_or_default(),
+            unseen_text: unseen.map(|reason| reason.to_string()).unwrap_or_default(),
+            is_guarded: self.keeper.as_ref().is_some_and(|keeper| keeper.is_guarded(&pod)),
+            namespace: pod.namespace.into(),
+            name: pod.name.into(),
+        }
+    }
+
     /// What the own node sends from: all addresses of its interfaces. Nothing where they cannot be had.
     async fn node_addresses(&self) -> Vec<IpAddr> {
         let config = self.config.clone();

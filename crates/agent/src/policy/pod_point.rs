@@ -215,6 +215,11 @@ impl PodPointKeeper {
         tokio::join!(pods::work(self.clone()), self.hear(events));
     }
 
+    /// Whether a pod is isolated, because its rules are not loaded yet or not known to be.
+    pub(super) fn is_guarded(&self, pod: &LocalName) -> bool {
+        self.book().waits(pod)
+    }
+
     fn count_waiting(&self) {
         let waiting = self.book().waiting();
         self.parts.metrics.policy_guarded(waiting);

@@ -187,6 +187,18 @@ impl DenialBook {
         state.before.retain(|(of, _), _| *of != place);
     }
 
+    /// Packets that each class has denied since this began, in all namespaces.
+    pub fn denied(&self) -> BTreeMap<u64, u64> {
+        let mut denied = BTreeMap::new();
+        for ((_, mark), tally) in &self.state().tallies {
+            // What is only tried out has passed.
+            if !mark.is_tried_out {
+                *denied.entry(mark.class).or_default() += tally.denied;
+            }
+        }
+        denied
+    }
+
     /// The kept records with a higher number.
     pub fn report(&self, after: u64) -> DenialsReport {
         let state = self.state();

@@ -8,6 +8,7 @@ use policy::{PlainPod, PolicyPod as _, World as _};
 
 use super::{FollowStage, PolicyState, world};
 use crate::point::EnforcementPoint;
+use crate::sight::UnseenReason;
 use crate::world::{ClusterPod, ClusterWorld};
 
 /// What is known of policies, with as many pods as were asked for.
@@ -16,9 +17,20 @@ pub struct KnownPolicies {
     /// Policies, namespaces and pods, without the own node's addresses and without sets.
     pub snapshot: PolicySnapshot,
     /// Where the policies of this node's pods are enforced.
-    pub points: Vec<(LocalName, EnforcementPoint)>,
+    pub points: Vec<KnownPoint>,
     /// Pods that are not told of, because they are too many.
     pub left_out: usize,
+}
+
+/// Where the policies of a pod of this node are enforced.
+#[derive(Debug)]
+pub struct KnownPoint {
+    /// Which.
+    pub pod: LocalName,
+    /// Where.
+    pub point: EnforcementPoint,
+    /// Why the node's rules do not see its packets, if they do not.
+    pub unseen: Option<UnseenReason>,
 }
 
 impl PolicyState {
@@ -56,7 +68,12 @@ impl PolicyState {
             }
         }
         let names = self.index.pods().map(|(name, ..)| name.clone());
-        let points = names.map(|name| (name.clone(), self.points.of(&name))).collect();
+        let points = names.map(|pod| KnownPoint {
+            point: self.points.of(&pod),
+            unseen: self.points.unseen_reason(&pod).cloned(),
+            pod,
+        });
+        let points = points.collect();
         Some(KnownPolicies { snapshot, points, left_out })
     }
 }

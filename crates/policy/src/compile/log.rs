@@ -15,13 +15,18 @@ pub(super) const LOG_LIMIT: Limit = Limit { per_second: 10, burst: 50 };
 
 /// Tells of a packet that a class denies, or would deny.
 pub(super) fn log(prefix: &str, class: &PolicyClass) -> Action {
-    let prefix = format!("{prefix}{:016x}", class.hash()).into();
+    let prefix = format!("{prefix}{}", log_number_text(class.hash())).into();
     Action::Log { group: LOG_GROUP, prefix, limit: Some(LOG_LIMIT) }
 }
 
 /// The number by which the prefix of an entry names a class: 16 hexadecimal digits.
 pub fn log_number(class: &PolicyClass) -> u64 {
     class.hash()
+}
+
+/// That number as people and programs read it.
+pub fn log_number_text(number: u64) -> String {
+    format!("{number:016x}")
 }
 
 /// What the prefix of an entry says.

@@ -100,6 +100,8 @@ pub struct PolicyStateReport {
     pub problem: String,
     /// The pods of this node, with where their policies are enforced.
     pub points: Vec<PolicyPointReport>,
+    /// Packets that rules have denied since the agent was started, by the number of a class as the kernel's log has it.
+    pub denied: BTreeMap<String, u64>,
     /// Pods of other nodes that are not told of, because they are too many.
     pub pods_left_out: usize,
     /// Policies, namespaces, addresses of the own node and pods, as in a snapshot of policies.
@@ -131,6 +133,15 @@ pub struct PolicyPointReport {
     pub name: String,
     /// Where.
     pub point: EnforcedAt,
+    /// A word for why the node's rules do not see its packets; empty where they do, and where that was not tested.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub unseen: String,
+    /// The same for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub unseen_text: String,
+    /// Its rules in its own network namespace are not loaded yet, or not known to be: it is isolated.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_guarded: bool,
 }
 
 /// Largest report of what is known of policies, in bytes.

@@ -191,6 +191,12 @@ fn what_policies_deny_is_told_by_name_and_counted_to_the_last_packet() {
     let (exit, lines, error) = cnictl(&mesh, "audit tail -n 4096 -o json").unwrap();
     let first: Value = serde_json::from_str(lines.lines().next().unwrap_or_default()).unwrap();
     assert_eq!((exit, &first), (Some(0), &records(&mesh).unwrap()[0]), "{error}");
+    let (exit, list, error) = cnictl(&mesh, "policy list default/web -o json").unwrap();
+    let list: Value = serde_json::from_str(&list).unwrap_or_else(|cause| panic!("{cause}: {exit:?} {error}"));
+    let [ingress, egress] = [0, 1].map(|one| &list["items"][one]);
+    assert_eq!(ingress["denied"], denied_by_rule(&mesh).unwrap(), "{list:#}");
+    assert_eq!((&ingress["point"], &ingress["guarded"]), (&json!("node"), &json!(false)), "{list:#}");
+    assert_eq!(egress["denied"], Value::Null, "no policy selects it: {list:#}");
     eventually("an Event is written", PATIENCE, || {
         let events = mesh.node.api.events();
         let of = |event: &&Value| event["reason"] == "NetworkPolicyDenied";

@@ -3,11 +3,13 @@
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::Mesh;
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Agent, PATIENCE, PodObject, TestNetns, until};
+
+use crate::mesh_render::cnictl;
 
 const PORT: u16 = 8080;
 
@@ -155,6 +157,28 @@ fn policies_are_enforced_where_the_pods_packets_are_seen() {
     until("each is isolated where it can be", PATIENCE, || state() == bridged, || format!("{:?}", state()))
         .unwrap();
     assert!(reaches(&setup.mesh.host, &b) && reaches(&setup.mesh.host, &d), "the own node's probes");
+    let (exit, status, error) = cnictl(&setup.mesh, "policy status -o json").unwrap();
+    let status: Value = serde_json::from_str(&status).unwrap_or_else(|cause| panic!("{cause}: {error}"));
+    let placed: Vec<Value> = status["placed"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| json!([one["pod"], one["point"], one["unseen"]]))
+        .collect();
+    let wanted = [
+        ["default/pod-a", "node", ""],
+        ["default/pod-b", "node", ""],
+        ["default/pod-c", "pod", "bridge"],
+        ["default/pod-d", "pod", "bridge"],
+        ["default/pod-e", "pod", "no_pair"],
+        ["default/pod-f", "pod", "no_pair"],
+    ];
+    assert_eq!((exit, json!(placed)), (Some(0), json!(wanted)), "{status:#}");
+    let (_, text, _) = cnictl(&setup.mesh, "policy status").unwrap();
+    let why =
+        "packets between ports of bridge br0 pass no rules; set net.bridge.bridge-nf-call-iptables to 1";
+    let is_told = |line: &str| line.starts_with("default/pod-c ") && line.ends_with(why);
+    assert!(text.lines().any(is_told) && !text.contains("default/pod-a"), "{text}");
     let entry = rules(&setup.mesh.host);
     assert!(entry.contains("\"pod-a\" : jump") && !entry.contains("\"pod-c\" : jump"), "{entry}");
     // The bridge shows the node what its ports send to one another: the pods' own rules go, and those of the node are there.
