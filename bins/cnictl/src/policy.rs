@@ -5,6 +5,7 @@ mod dry_run;
 mod end;
 mod eval;
 mod explain;
+mod held;
 mod judged;
 mod lint;
 mod list;

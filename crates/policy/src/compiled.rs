@@ -15,7 +15,7 @@ use crate::{
     ZTUNNEL_MARK, service_verdicts,
 };
 
-pub use node::CompiledNodes;
+pub use node::{CompiledNodes, judge_at_node, node_plans};
 
 /// The rules of each pod of a cluster in its own network namespace, and what is in their sets.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use ruleset::Family;
 use serde::Serialize;
 
 use super::end::{NotThere, PolicyEnd, parse_end, parse_name};
+use super::held::KernelPolicies;
 use super::judged::{JudgedConnection, word};
 use super::source::{KnownCluster, PolicySourceArgs};
 use crate::output::{Format, Usage, VerbAnswer, structured};
@@ -26,6 +27,9 @@ Examples:
   # To a Service: each of its endpoints
   cnictl policy explain --from shop/web --service shop/db --port 5432
 
+  # Do the rules that the kernel holds do the same?
+  cnictl policy explain --from shop/web --to shop/db --port 5432 --kernel
+
   # In ambient mode, through the tunnel
   cnictl policy explain --from shop/web --to shop/db --port 5432 --hbone
 
@@ -33,7 +37,11 @@ Exit codes: 0 allowed
             1 denied, or only some endpoints of the Service are allowed, or the command failed
             2 wrong command line
             3 there is no such pod, node or Service
-            4 nothing denies it, but the policies of one end are not known here";
+            4 nothing denies it, but the policies of one end, or with --kernel the kernel's rules, are not known here
+            5 with --kernel: the kernel's rules do something else";
+
+/// See above.
+const KERNEL_DIFFERS: u8 = 5;
 
 /// Say whether network policies allow a connection, and which rule decides
 ///
@@ -62,6 +70,9 @@ pub(super) struct ExplainPolicyArgs {
     /// Over IPv6 [default: the family that both ends have, IPv4 before IPv6]
     #[arg(short = '6', long)]
     ipv6: bool,
+    /// Compare it with what the rules in the node's network namespace do, as the kernel holds them
+    #[arg(long, conflicts_with_all = ["hbone", "manifests"])]
+    kernel: bool,
     #[command(flatten)]
     source: PolicySourceArgs,
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
@@ -108,8 +119,13 @@ impl ExplainPolicyArgs {
                 Err(error) => return Err(error),
             },
         };
-        let connections: Vec<JudgedConnection> =
-            flows.iter().map(|flow| JudgedConnection::of(&known, flow)).collect();
+        let held = self.kernel.then(|| KernelPolicies::read(&known)).transpose()?;
+        let judged = |flow: &PolicyFlow| {
+            let mut judged = JudgedConnection::of(&known, flow);
+            judged.kernel = held.as_ref().map(|held| held.judge(flow));
+            judged
+        };
+        let connections: Vec<JudgedConnection> = flows.iter().map(judged).collect();
         let allowed = connections.iter().filter(|one| one.allowed).count();
         let verdict = match allowed {
             0 => "denied",
@@ -118,8 +134,15 @@ impl ExplainPolicyArgs {
         };
         let text = self.print(&known, verdict, &connections)?;
         let is_unsure = connections.iter().any(JudgedConnection::is_unsure);
+        let kernel = |comparison| {
+            connections.iter().filter_map(|one| one.kernel.as_ref()).any(|one| one.comparison == comparison)
+        };
+        if kernel("differs") {
+            let problem = "the kernel's rules do something else than policies say".to_owned();
+            return Ok(VerbAnswer { exit: KERNEL_DIFFERS, ..VerbAnswer::failed(text, problem) });
+        }
         let exit = match verdict {
-            "allowed" if is_unsure => PARTLY_UNKNOWN,
+            "allowed" if is_unsure || kernel("unknown") => PARTLY_UNKNOWN,
             "allowed" => 0,
             _ => 1,
         };

@@ -10,6 +10,7 @@ use policy::{
 use serde::Serialize;
 
 use super::end::named;
+use super::held::KernelVerdict;
 use super::source::KnownCluster;
 use crate::output::{Colour, paint};
 
@@ -32,6 +33,9 @@ pub(super) struct JudgedConnection {
     pub(super) allowed: bool,
     pub(super) egress: JudgedEnd,
     pub(super) ingress: JudgedEnd,
+    /// What the kernel's rules do to it, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) kernel: Option<KernelVerdict>,
 }
 
 /// What policies say at one end.
@@ -102,6 +106,7 @@ impl JudgedConnection {
             allowed: verdict.is_allowed(),
             egress,
             ingress,
+            kernel: None,
         }
     }
 
@@ -132,7 +137,8 @@ impl JudgedConnection {
 
     /// Both ends, and what of a denial's rules fails.
     pub(super) fn text(&self) -> String {
-        self.line() + &self.egress.paragraph("egress") + &self.ingress.paragraph("ingress")
+        let kernel = self.kernel.as_ref().map(KernelVerdict::line).unwrap_or_default();
+        self.line() + &self.egress.paragraph("egress") + &self.ingress.paragraph("ingress") + &kernel
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ruleset::eval::{Owner, Packet, Verdict, evaluate};
-use ruleset::{Backend, Hook};
+use ruleset::{Backend, Contents, Hook, Ruleset};
 
 use super::{PointVerdict, indexed, outer, packet, text};
-use crate::compile::{CompiledNode, EnforcementSettings, compile_node};
+use crate::compile::{CompiledNode, EgressToOwnNode, EnforcementSettings, Established, compile_node};
 use crate::{FlowRoute, PlainWorld, PolicyFlow, World as _};
 
 /// The rules of each node of a cluster in its own network namespace.
@@ -49,21 +49,45 @@ impl<'w> CompiledNodes<'w> {
     }
 
     fn at(&self, name: &str, flow: &PolicyFlow) -> PointVerdict {
-        let own = self.world.node(name).unwrap_or_default();
-        let is_node = |address: IpAddr| own.contains(&address) && self.world.pod_at(address).is_none();
-        let mut packet =
-            Packet { in_interface: "pod".into(), out_interface: "out".into(), ..outer(flow, packet(flow)) };
-        if is_node(flow.source) {
-            packet.in_interface.clear();
-            packet.own_source = true;
-            packet.owner = Some(Owner { uid: 0, gid: 0 });
-        }
-        let hook = if is_node(flow.destination) { Hook::Input } else { Hook::Postrouting };
         let Some(node) = self.nodes.get(name) else {
             return PointVerdict { is_allowed: true, decided_by: "the node has no rules".to_owned() };
         };
-        let layers = std::slice::from_ref(&node.rules);
-        let found = evaluate(layers, self.backend, &packet, hook, false, &node.contents);
-        PointVerdict { is_allowed: found.verdict == Verdict::Pass, decided_by: text(found.decided_by) }
+        judge_at_node(self.world, name, (&node.rules, &node.contents), self.backend, flow)
     }
+}
+
+/// What rules in a node's network namespace, and who is in their sets, do to a connection; the service proxy has chosen where it goes.
+pub fn judge_at_node(
+    world: &PlainWorld,
+    name: &str,
+    (rules, contents): (&Ruleset, &Contents),
+    backend: Backend,
+    flow: &PolicyFlow,
+) -> PointVerdict {
+    let own = world.node(name).unwrap_or_default();
+    let is_node = |address: IpAddr| own.contains(&address) && world.pod_at(address).is_none();
+    let mut packet =
+        Packet { in_interface: "pod".into(), out_interface: "out".into(), ..outer(flow, packet(flow)) };
+    if is_node(flow.source) {
+        packet.in_interface.clear();
+        packet.own_source = true;
+        packet.owner = Some(Owner { uid: 0, gid: 0 });
+    }
+    let hook = if is_node(flow.destination) { Hook::Input } else { Hook::Postrouting };
+    let found = evaluate(std::slice::from_ref(rules), backend, &packet, hook, false, contents);
+    PointVerdict { is_allowed: found.verdict == Verdict::Pass, decided_by: text(found.decided_by) }
+}
+
+/// What a node may have in nf_tables for a cluster, by all settings that its agent may have.
+pub fn node_plans(world: &PlainWorld, name: &str) -> Vec<Ruleset> {
+    let index = indexed(world, name);
+    let mut plans = Vec::new();
+    for established in [Established::Cut, Established::Keep] {
+        for egress_to_own_node in [EgressToOwnNode::Judge, EgressToOwnNode::Allow] {
+            let settings =
+                EnforcementSettings { established, egress_to_own_node, ..EnforcementSettings::default() };
+            plans.push(compile_node(&index, settings).rules);
+        }
+    }
+    plans
 }

@@ -42,6 +42,7 @@ mod neighbours;
 mod policies;
 mod policy_cuts;
 mod policy_iptables;
+mod policy_kernel;
 mod policy_off;
 mod policy_pods;
 mod policy_points;
