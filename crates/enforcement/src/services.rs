@@ -9,6 +9,7 @@ use cluster::kind::{EndpointSlices, Services};
 use cluster::{Objects, Peers, Shared, Wanted};
 use facts::{EndpointSlice, LabelSet, Selector, Service};
 use policy::index::{LocalName, PolicyClass};
+use policy::snapshot::SnapshotServices;
 use policy::{
     MixedService, ServiceAddress, ServiceVerdicts, ServiceWorld, World, endpoints, service_verdicts,
 };
@@ -85,6 +86,28 @@ impl ServiceState {
 // === impl PolicyState ===
 
 impl PolicyState {
+    /// What is known of Services; nothing where they are not watched, or not all of them are listed.
+    pub(super) fn known_services(&self) -> Option<SnapshotServices> {
+        let stores = &self.sources.services;
+        if !*stores.interest.borrow() {
+            return None;
+        }
+        let (services, slices) = (stores.services.read(), stores.slices.read());
+        if !services.is_listed() || !slices.is_listed() {
+            return None;
+        }
+        let named = |(namespace, name): (&str, &str)| (Box::<str>::from(namespace), Box::<str>::from(name));
+        let services = services.iter().map(|(namespace, name, service)| {
+            let (namespace, name) = named((namespace, name));
+            (namespace, name, service.clone())
+        });
+        let slices = slices.iter().map(|(namespace, name, slice)| {
+            let (namespace, name) = named((namespace, name));
+            (namespace, name, slice.clone())
+        });
+        Some(SnapshotServices { services: services.collect(), slices: slices.collect() })
+    }
+
     /// Judges Services anew where that is needed and something has changed.
     ///
     /// # Errors

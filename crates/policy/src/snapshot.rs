@@ -3,11 +3,12 @@
 //!
 //! A file of lines, and a line of words with a blank between them; see [`words`]. First comes the head, all that the plugin reads: the own node's
 //! addresses, the labels of namespaces, whom each policy selects in which directions. Then the rules of policies, who is in the sets that they look
-//! into, and pods. The last line says how many there were before it. A reader takes all of it or nothing, and no other version.
+//! into, pods, and Services. The last line says how many there were before it. A reader takes all of it or nothing, and no other version.
 
 mod head;
 mod known;
 mod pods;
+mod services;
 mod terms;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -24,6 +25,7 @@ use crate::index::{PeerMember, PeerSet, PolicyIndex};
 use crate::plain::PlainPod;
 use crate::terms::{PolicyTerms, RuleTerms, TrafficDirection};
 pub use head::{PodIsolation, SubjectPod, find_isolation};
+pub use services::SnapshotServices;
 use words::{SnapshotWords, SnapshotWriter};
 
 /// The first line. Its number is another one with every change of what the lines after it say, also where a line is only new: plugin, agent and
@@ -43,6 +45,10 @@ const SEEN: &str = "seen";
 const RULE: &str = "rule";
 const SET: &str = "set";
 const POD: &str = "pod";
+/// Services are known: those that follow.
+const SERVICES: &str = "services";
+const SERVICE: &str = "service";
+const SLICE: &str = "slice";
 const END: &str = "end";
 
 /// What is known of policies, their namespaces and their peers.
@@ -60,6 +66,8 @@ pub struct PolicySnapshot {
     pub sets: Vec<(PeerSet, Vec<PeerMember>)>,
     /// Pods: on disk those of this node, for people who ask without the agent.
     pub pods: Vec<PlainPod>,
+    /// Services; nothing where the agent does not watch them.
+    pub services: Option<SnapshotServices>,
 }
 
 /// What is read so far.
@@ -137,6 +145,11 @@ impl PolicySnapshot {
         for pod in &self.pods {
             out.line(POD, |out| pods::write(pod, out));
         }
+        if let Some(known) = &self.services {
+            out.line(SERVICES, |_| {});
+            known.services.iter().for_each(|one| out.line(SERVICE, |out| services::write_service(one, out)));
+            known.slices.iter().for_each(|one| out.line(SLICE, |out| services::write_slice(one, out)));
+        }
         out.finish(END)
     }
 
@@ -150,7 +163,7 @@ impl PolicySnapshot {
     ) -> Self {
         let sets = index.sets().map(|(set, members)| ((**set).clone(), members.collect())).collect();
         let policies = index.policies().cloned().collect();
-        Self { node, namespaces, policies, seen, sets, pods: Vec::new() }
+        Self { node, namespaces, policies, seen, sets, pods: Vec::new(), services: None }
     }
 
     /// Reads such a file.
@@ -220,6 +233,9 @@ impl Reader {
                 snapshot.sets.push((set, members));
             }
             POD => snapshot.pods.push(pods::read(words)?),
+            SERVICES => snapshot.services = Some(SnapshotServices::default()),
+            SERVICE => snapshot.services.as_mut()?.services.push(services::read_service(words)?),
+            SLICE => snapshot.services.as_mut()?.slices.push(services::read_slice(words)?),
             _ => return None,
         }
         Some(())

@@ -231,10 +231,13 @@ impl ExplainPolicyArgs {
         let missing = || {
             let text =
                 format!("Service {namespace}/{name} with port {port} ({}) is not known", protocol.name());
-            let advice = if known.evidence.by == "manifests" {
-                "add the Service and its EndpointSlices to the manifests"
-            } else {
-                "the agent knows no Services where the node enforces: ask for the address of an endpoint"
+            let advice = match (known.evidence.by, known.knows_services) {
+                ("manifests", _) => "add the Service and its EndpointSlices to the manifests",
+                (_, true) => "look with kubectl get services",
+                (_, false) => {
+                    "an agent watches Services only while a pod of its node is judged in its own network namespace: give --manifests with the \
+                     Service and its EndpointSlices, or ask for the address of an endpoint"
+                }
             };
             NotThere(format!("{text}; {advice}"))
         };

@@ -52,6 +52,8 @@ pub(super) struct KnownCluster {
     pub(super) problem: String,
     /// Whether every pod of the cluster is known.
     pub(super) knows_all: bool,
+    /// Whether Services are known, those that there are.
+    pub(super) knows_services: bool,
     /// What may be missing.
     pub(super) remarks: Vec<String>,
 }
@@ -130,6 +132,7 @@ impl KnownCluster {
             standing: None,
             problem: String::new(),
             knows_all: true,
+            knows_services: true,
             remarks: Vec::new(),
         }
     }
@@ -147,7 +150,7 @@ impl KnownCluster {
         let node = snapshot.pods.first().map(|pod| pod.facts.node.to_string());
         let evidence = EvidenceSource::of_files("snapshot", at, why);
         let known = Self::new(snapshot.world(None), evidence);
-        Ok(Self { node, knows_all: false, ..known })
+        Ok(Self { node, knows_all: false, knows_services: snapshot.services.is_some(), ..known })
     }
 
     fn of_agent(report: PolicyStateReport) -> Result<Self> {
@@ -164,6 +167,7 @@ impl KnownCluster {
         }
         let world = snapshot.world(Some(&node));
         let found = Self::new(world, EvidenceSource::of_agent(version, at));
+        let knows_services = snapshot.services.is_some();
         let (standing, knows_all) = (Some(standing), pods_left_out == 0);
         Ok(Self {
             node: Some(node),
@@ -172,6 +176,7 @@ impl KnownCluster {
             standing,
             problem,
             knows_all,
+            knows_services,
             remarks,
             ..found
         })

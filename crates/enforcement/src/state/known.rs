@@ -48,7 +48,7 @@ impl PolicyState {
         let index = self.sources.cluster.index();
         let namespaces = index.namespaces().map(|(name, namespace)| (name.into(), namespace.labels.clone()));
         let of_index = PolicySnapshot::of(&self.index, Vec::new(), namespaces.collect(), BTreeMap::new());
-        Some(PolicySnapshot { pods, ..of_index })
+        Some(PolicySnapshot { pods, services: self.known_services(), ..of_index })
     }
 
     /// The same for people, with pods of other nodes, `most` in all.

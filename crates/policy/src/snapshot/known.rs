@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use facts::Peer;
 use facts::peer::{NamedPort, Phase};
 
-use super::PolicySnapshot;
+use super::{PolicySnapshot, SnapshotServices};
 use crate::index::{PeerMember, PeerSet};
 use crate::plain::{PlainPod, PlainWorld};
 
@@ -45,6 +45,14 @@ impl PolicySnapshot {
             }
         }
         self.pods.iter().for_each(|pod| world.put_pod(pod.clone()));
+        if let Some(SnapshotServices { services, slices }) = &self.services {
+            for (namespace, name, service) in services {
+                world.put_service(namespace, name, (**service).clone());
+            }
+            for (namespace, name, slice) in slices {
+                world.put_slice(namespace, name, (**slice).clone());
+            }
+        }
         for (address, mut ports) in nameless {
             ports.sort_unstable();
             ports.dedup();

@@ -1,5 +1,8 @@
 use std::collections::BTreeMap;
 
+use facts::endpointslice::{Endpoint, EndpointPort};
+use facts::service::ServicePort;
+use facts::{EndpointSlice, Service};
 use proptest::prelude::*;
 
 use super::*;
@@ -40,7 +43,32 @@ fn snapshot(world: &PlainWorld, index: &PolicyIndex) -> PolicySnapshot {
         let own = pod.facts.addresses.iter().filter(|address| owns(pod, address)).copied().collect();
         pod.facts.addresses = own;
     }
-    PolicySnapshot { pods, ..PolicySnapshot::of(index, node, namespaces, seen) }
+    PolicySnapshot { pods, services: services(world), ..PolicySnapshot::of(index, node, namespaces, seen) }
+}
+
+/// A Service that leads to the pods of the world, where it has any.
+fn services(world: &PlainWorld) -> Option<SnapshotServices> {
+    let pods = pods(world);
+    let first = pods.first()?;
+    let (protocol, name) = (PolicyProtocol::Tcp, Box::<str>::from("a b"));
+    let endpoint = |pod: &PlainPod| Endpoint {
+        addresses: pod.facts.addresses.clone(),
+        ready: !pod.facts.is_deleting,
+        serving: pod.is_enrolled,
+        terminating: pod.facts.is_deleting,
+    };
+    let ports = [None, Some(8080)].map(|number| EndpointPort { name: name.clone(), protocol, number });
+    let slice = EndpointSlice {
+        service: "web".into(),
+        endpoints: pods.iter().map(endpoint).collect(),
+        ports: ports.into(),
+    };
+    let service = Service {
+        addresses: first.facts.addresses.clone(),
+        ports: [ServicePort { name: name.clone(), protocol, number: 80 }].into(),
+    };
+    let slices = vec![(first.namespace.clone(), "web-1".into(), slice.into())];
+    Some(SnapshotServices { services: vec![(first.namespace.clone(), "web".into(), service.into())], slices })
 }
 
 proptest! {

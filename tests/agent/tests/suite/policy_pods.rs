@@ -11,6 +11,8 @@ use testkit::mesh::Mesh;
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Agent, Families, Launch, PATIENCE, Pod, PodObject, until};
 
+use crate::mesh_render::cnictl;
+
 const PORT: u16 = 8080;
 const UID: &str = "00000001-0000-4000-8000-00000000beef";
 /// A pod of another node.
@@ -170,6 +172,10 @@ fn follow_services(nftables: bool) {
     wait("a Service of friends", [true, true, false, false]);
     setup.set_endpoints(&[FRIEND, STRANGER]);
     wait("a Service of friends and others", [false, true, false, false]);
+    let asked = "policy explain --from shop/web --service shop/db --port 80";
+    let (exit, text, error) = cnictl(&setup.mesh, asked).unwrap();
+    let mixed = "mixed: Service shop/db port 80: 1 endpoints allowed, 1 denied\n";
+    assert!(exit == Some(1) && text.starts_with(mixed), "{exit:?} {text} {error}");
     until(
         "that is told",
         PATIENCE,
