@@ -16,7 +16,11 @@ const TABLE: &str = "inet istio-policy-mangle";
 fn rules_that_somebody_has_changed_are_told_from_what_policies_say() {
     let mesh = Mesh::new().unwrap();
     mesh.host
-        .ip(&["link add up type veth peer name up2", "address add 192.168.7.1/24 dev up", "link set up up"])
+        .ip(&[
+            "link add uplink type veth peer name world",
+            "address add 192.168.7.1/24 dev uplink",
+            "link set uplink up",
+        ])
         .unwrap();
     let policy = json!({"metadata": {"namespace": "default", "name": "closed"}, "spec": {
         "podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
