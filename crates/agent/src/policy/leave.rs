@@ -191,7 +191,7 @@ impl PolicyLeaver {
             let pods = index.pods().filter(|pod| !pod.host_network() && !pod.is_terminal());
             pods.map(|pod| (pod.pod_ref(), wanted_netns(pod, &self.kernel_network_runtime_classes))).collect()
         };
-        let look = move || -> Result<(Vec<PolicedNetns>, Vec<(PodRef, MissingNetns)>), String> {
+        let look = move || -> Result<_, String> {
             let host = open_host(&config).map_err(|error| error.to_string())?;
             let roots = SearchRoots { proc_root: config.proc_root(), host: host.id() };
             let mut found = noted(&config, &run_dir)?;
