@@ -191,7 +191,10 @@ set ports dns SCTP any 1 10.0.0.1 53
 set ports dns SCTP named x 0 0
 set own http TCP 1 10.0.0.1 8080
 pod x a n1 running eh 7 1 10.0.0.1 1 http TCP 8080 1 app a
-end 17
+services
+service x s 1 10.96.0.10 1 http TCP 80
+slice x s-1 s 1 http TCP 8080 1 rs 1 10.0.0.1
+end 20
 ";
 
 /// Another version of this reads it as it is, so its words stay what they are.
