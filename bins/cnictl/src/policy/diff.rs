@@ -43,7 +43,7 @@ pub(super) struct PolicyDiffArgs {
     #[arg(short, long = "filename", value_name = "PATH", required_unless_present = "delete")]
     files: Vec<PathBuf>,
     /// A policy that would be deleted (repeat)
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = policy_name)]
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = super::end::policy_name)]
     delete: Vec<(String, String)>,
     #[command(flatten)]
     source: PolicySourceArgs,
@@ -83,10 +83,6 @@ struct ChangeReport {
     allowed: bool,
     egress: String,
     ingress: String,
-}
-
-fn policy_name(text: &str) -> Result<(String, String), String> {
-    super::end::parse_name(text).map_err(|()| "write NAMESPACE/NAME of the policy".to_owned())
 }
 
 impl PolicyDiffArgs {

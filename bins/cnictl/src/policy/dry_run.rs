@@ -6,7 +6,7 @@ use facts::networkpolicy::MODE;
 use policy::PolicyName;
 use policy::preview::preview;
 
-use super::end::parse_name;
+use super::end::policy_name;
 use super::source::PolicySourceArgs;
 use crate::output::VerbAnswer;
 use crate::pods::NOTHING;
@@ -42,10 +42,6 @@ pub(super) struct DryRunArgs {
 enum DryRunState {
     On,
     Off,
-}
-
-fn policy_name(text: &str) -> Result<(String, String), String> {
-    parse_name(text).map_err(|()| "write NAMESPACE/NAME of the policy".to_owned())
 }
 
 impl DryRunArgs {

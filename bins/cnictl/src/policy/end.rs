@@ -46,6 +46,11 @@ pub(super) fn parse_name(text: &str) -> Result<(String, String), ()> {
     }
 }
 
+/// As [`parse_name`], of a policy.
+pub(super) fn policy_name(text: &str) -> Result<(String, String), String> {
+    parse_name(text).map_err(|()| "write NAMESPACE/NAME of the policy".to_owned())
+}
+
 impl PolicyEnd {
     /// Its addresses.
     pub(super) fn addresses(&self, known: &KnownCluster) -> Result<Vec<IpAddr>, NotThere> {
