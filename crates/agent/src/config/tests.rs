@@ -241,6 +241,7 @@ fn what_means_nothing_is_named() {
         ("REPAIR_LABEL_SELECTORS", "=x", "is not the key of a label"),
         ("REPAIR_FIELD_SELECTORS", "spec.schedulerName=x", "is none of metadata.name"),
         ("REPAIR_BROKEN_POD_LABEL_VALUE", "-true", "is not the value of a label"),
+        ("REPAIR_BROKEN_POD_LABEL_VALUE", r#"a"b\c"#, "is not the value of a label"),
         // Also where ambient mode is off: it may be put on later.
         ("FORCE_IPTABLES_BINARY", "nftables", "is neither legacy nor nft"),
         ("HOST_PROBE_SENDER", "node", "is neither socket nor kubelet"),
