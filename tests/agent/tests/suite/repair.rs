@@ -217,6 +217,8 @@ fn a_validation_that_fails_again_is_told_with_the_rule_that_may_be_why() {
     pod.netns
         .nft("table ip other { chain o { type nat hook output priority -150; tcp dport 1-65535 redirect to :9999; }; }")
         .unwrap();
+    // What a failed validation is told with is what is known by then.
+    agent.log().wait_for(&["CF-P1: ", "in chain o of table other"], PATIENCE).unwrap();
     mesh.node.api.set_pod(broken_at(object(&pod), "2099-01-01T00:00:00Z"));
     agent.log().wait_for(&["conflict suspected: CF-P1: ", "pod=default/web"], PATIENCE).unwrap();
     eventually("the pod's Event says it", PATIENCE, || {
