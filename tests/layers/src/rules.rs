@@ -38,6 +38,7 @@ const CRATES: &[(&str, Layer)] = &[
         },
     ),
     ("verification", Layer::Pure { ours: &[], theirs: &[] }),
+    ("checks", Layer::Pure { ours: &[], theirs: &["serde"] }),
     ("intent", Layer::Pure { ours: &["capture"], theirs: &[] }),
     ("cni", Layer::Pure { ours: &["capture"], theirs: &["ipnet", "serde", "serde_json", "thiserror"] }),
     ("apitls", Layer::Effect { ours: &[] }),
