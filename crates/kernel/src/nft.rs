@@ -34,7 +34,7 @@ mod uapi;
 use netns::Inside;
 use ruleset::{Hook, Ruleset, listed};
 
-pub use counts::{LogCount, LogCounts};
+pub use counts::{LogCount, LogCounts, NamedCount, NamedCounts};
 pub use error::Error;
 pub(crate) use error::is_absent;
 pub use held::{HeldTable, held};

@@ -301,12 +301,20 @@ fn counters_of_a_kept_table_go_on() -> Outcome {
             tables: vec![Table { kind, sets: vec![set], chains: vec![chain] }],
         }
     };
-    let counters = || -> Result<Vec<(String, u64)>, Box<dyn std::error::Error>> {
-        let text = ns.run(std::process::Command::new("nft").args(["list", "counters"]))?;
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let after = |at: usize, n: usize| words.get(at + n).copied().unwrap_or_default();
-        let found = words.iter().enumerate().filter(|(_, word)| **word == "counter");
-        Ok(found.map(|(at, _)| (after(at, 1).to_owned(), after(at, 4).parse().unwrap_or(u64::MAX))).collect())
+    let mut counts =
+        ns.enter(|inside| nft::NamedCounts::open(inside, "istio-proxy", TableKind::Filter))??;
+    assert_eq!(counts.read()?, [], "without the table");
+    // Those of another table.
+    let other = Ruleset { owner: "istio-other".into(), ..rules(&["a"]) };
+    setup(&ns, &other)?;
+    let mut counters = || -> Result<Vec<(String, u64)>, Box<dyn std::error::Error>> {
+        let mut found = counts.read()?;
+        // A datagram of one byte, and perhaps an error with it inside, which is sent from here, too.
+        found.iter().for_each(|one| {
+            assert!(matches!((one.packets, one.bytes), (0, 0) | (1, 29) | (2, 86)), "{one:?}");
+        });
+        found.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(found.into_iter().map(|one| (one.name, one.packets)).collect())
     };
     assert_eq!(setup(&ns, &rules(&["a", "b"]))?, Change::Fresh);
     assert_eq!(counters()?, [("a".to_owned(), 0), ("b".to_owned(), 0)]);

@@ -42,10 +42,11 @@ use rules::Compiler;
 /// The owner of the rules.
 pub const POLICY_OWNER: &str = "istio-policy";
 
-/// Before the chains that change a packet's destination in its pod, and after connection tracking.
-const INGRESS_PRIORITY: i32 = -160;
-/// Before source addresses are changed.
-const EGRESS_PRIORITY: i32 = 95;
+/// Where what comes to a pod is judged in its namespace by nf_tables: before the chains that change a packet's destination there, and after connection
+/// tracking.
+pub const INGRESS_PRIORITY: i32 = -160;
+/// The same of what leaves it: before source addresses are changed.
+pub const EGRESS_PRIORITY: i32 = 95;
 
 /// Why the own node passes.
 pub(crate) const OWN_NODE: &str = "the pod's own node reaches it, as kubelet's probes do";

@@ -37,6 +37,7 @@ const CRATES: &[(&str, Layer)] = &[
             theirs: &["ipnet", "serde", "serde_json", "sha2", "thiserror"],
         },
     ),
+    ("usage", Layer::Pure { ours: &["policy", "ruleset"], theirs: &["serde", "serde_json"] }),
     ("verification", Layer::Pure { ours: &[], theirs: &[] }),
     ("checks", Layer::Pure { ours: &[], theirs: &["serde"] }),
     ("intent", Layer::Pure { ours: &["capture"], theirs: &[] }),

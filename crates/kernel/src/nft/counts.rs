@@ -7,11 +7,13 @@ use netns::Inside;
 use ruleset::TableKind;
 
 use super::list::{MOST, dump, handle, text};
-use super::uapi::{expr, family, message, rule};
+use super::uapi::{expr, family, message, object, rule};
 use super::{Error, question};
 use crate::netlink::wire::{Attribute, Attributes, MessageWriter};
 use crate::netlink::{self, NetlinkSocket};
 
+/// `NFTA_COUNTER_BYTES`.
+const BYTES: u16 = 1;
 /// `NFTA_COUNTER_PACKETS`.
 const PACKETS: u16 = 2;
 /// `NFTA_LOG_PREFIX`.
@@ -33,6 +35,24 @@ pub struct LogCount {
     pub prefix: String,
     /// Since the rule is there.
     pub packets: u64,
+}
+
+/// Reads the named counters of an owner's table in one namespace, over a socket that stays there and keeps the namespace alive.
+#[derive(Debug)]
+pub struct NamedCounts {
+    table: String,
+    socket: NetlinkSocket,
+}
+
+/// What all rules have counted that name a counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedCount {
+    /// The name.
+    pub name: String,
+    /// Since the counter is there.
+    pub packets: u64,
+    /// Of those packets, from the header of the network on.
+    pub bytes: u64,
 }
 
 /// The packets that each of the first rules of a chain has counted, in order; at most so many rules. What does not count has 0.
@@ -120,5 +140,51 @@ impl LogCounts {
         // A kernel that does not filter lists other chains, too.
         found.retain(|count| chain.is_none_or(|chain| chain == count.chain));
         Ok(found)
+    }
+}
+
+// === impl NamedCounts ===
+
+impl NamedCounts {
+    /// Of the table that an owner has of a kind. It need not be there.
+    ///
+    /// # Errors
+    /// No descriptor is left, or the kernel has no nf_tables.
+    pub fn open(_: &Inside, owner: &str, kind: TableKind) -> Result<Self, Error> {
+        Ok(Self { table: kind.nft_table(owner), socket: super::open()? })
+    }
+
+    /// What was counted so far, in one list of the kernel; nothing is set back. Without the table there is nothing.
+    ///
+    /// # Errors
+    /// The kernel could not be asked, or there are more counters than anybody of ours makes.
+    pub fn read(&mut self) -> Result<Vec<NamedCount>, Error> {
+        let mut found: Vec<NamedCount> = Vec::new();
+        let filter = |w: &mut MessageWriter| {
+            w.text(object::TABLE, &self.table);
+            w.be32(object::TYPE, object::COUNTER);
+        };
+        let whole = dump(&mut self.socket, family::INET, message::GET_OBJECT, filter, |part| {
+            let Some((_, attributes)) = part else {
+                found.clear();
+                return ControlFlow::Continue(());
+            };
+            // A kernel that does not filter lists those of other tables, too.
+            if text(attributes, object::TABLE) == self.table
+                && let Some(data) = attributes.find(object::DATA)
+            {
+                let number = |kind| handle(data.nested(), kind).unwrap_or_default();
+                let (packets, bytes) = (number(PACKETS), number(BYTES));
+                found.push(NamedCount { name: text(attributes, object::NAME), packets, bytes });
+            }
+            if found.len() > MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match whole.map_err(|e| question("read named counters", e))? {
+            true => Ok(found),
+            false => {
+                let source = netlink::Error::TooMany { most: MOST, what: "nf_tables counters" };
+                Err(question("read named counters", source))
+            }
+        }
     }
 }

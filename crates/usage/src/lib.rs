@@ -1,0 +1,27 @@
+//! What the pods of tenants send and receive, by the tenant at the other end.
+//!
+//! - [`PeerClass`]: what the other end is to a pod's tenant.
+//! - [`UsagePlan`]: the rules of a pod's namespace that count, for nf_tables.
+//! - [`PodReading`]: what its counters say at a time.
+//! - [`UsageBook`]: what was counted since the last reading, kept across restarts of the agent, as sums for each hour.
+//! - [`UsageLine`]: a sum as a line of a file; [`UsageReport`]: many of them, for people.
+
+mod book;
+mod class;
+mod direction;
+mod hour;
+mod line;
+mod plan;
+mod reading;
+mod report;
+#[cfg(test)]
+mod tests;
+
+pub use book::{CountedPod, PodKey, UsageBook, UsageIncrement};
+pub use class::PeerClass;
+pub use direction::direction_name;
+pub use hour::Hour;
+pub use line::{LineRow, PodShare, SCHEMA, UsageLine};
+pub use plan::{USAGE_OWNER, USAGE_TABLE, UsageClass, UsagePlan};
+pub use reading::{Amount, CounterCount, PodReading};
+pub use report::{ReportFilter, ReportRow, UsageReport};
