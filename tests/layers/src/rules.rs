@@ -55,6 +55,7 @@ const CRATES: &[(&str, Layer)] = &[
         Layer::Effect { ours: &["apitls", "capture", "facts", "fault", "http1", "rundir", "trusted"] },
     ),
     ("telemetry", Layer::Effect { ours: &["http1", "rundir"] }),
+    ("audit", Layer::Effect { ours: &["rundir", "telemetry"] }),
     // The plugin, the installer and cnictl meet at the same mark.
     ("leftover", Layer::Effect { ours: &["cni"] }),
     ("install", Layer::Effect { ours: &["cni", "fault", "leftover", "rundir", "trusted"] }),

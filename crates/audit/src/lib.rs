@@ -1,0 +1,14 @@
+//! Audit lines on disk: a hash chain over JSON lines in files that are rotated, packed and removed by age. It is written by an agent and read by
+//! anything else, also where no agent runs.
+
+mod chain;
+mod files;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod writer;
+
+pub use chain::{ChainLink, LineError, MAX_LINE_BYTES, SealedLine};
+pub use files::{FileLine, FileSet, Naming, is_packed, lines};
+pub use verify::{Anchor, Broken, Verified, verify};
+pub use writer::{ChainStart, ChainWriter, Limits};
