@@ -124,6 +124,7 @@ impl DenialBook {
                 record.suppressed = tally.suppressed();
                 record.sampled = record.suppressed > 0;
             }
+            record.accounted = tally.accounted();
         }
         records.iter_mut().for_each(|record| state.keep(record));
         (records, counted)
@@ -161,6 +162,7 @@ impl DenialBook {
         if suppressed == 0 {
             return (None, more);
         }
+        let accounted = tally.accounted();
         let (like, now) = (tally.like.clone(), time_text(SystemTime::now()));
         let mut record = DenialRecord {
             time: now.clone(),
@@ -173,6 +175,7 @@ impl DenialBook {
             packets: 0,
             suppressed,
             sampled: true,
+            accounted,
             ..like
         };
         record.policy.nearest_miss = None;
@@ -248,6 +251,11 @@ impl ClassTally {
         let suppressed = self.settled.saturating_sub(self.told);
         self.told += suppressed;
         suppressed
+    }
+
+    /// What of the counter records tell.
+    fn accounted(&self) -> u64 {
+        (self.counted + self.told).saturating_sub(self.denied)
     }
 
     /// The counter is this now, if it was read; else that much at least. A lower one is of a rule that was made anew.

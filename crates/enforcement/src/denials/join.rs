@@ -91,8 +91,12 @@ pub(crate) fn join(
             protocol: protocol_name(flow.protocol),
             icmp: flow.icmp.map(|(kind, code)| DeniedIcmp { kind, code }),
             tcp_flags: tally.tcp_flags.clone(),
-            policy: class.map_or_else(unknown, |class| policies(class, flow, world, index)),
+            policy: DenyingPolicies {
+                id: flow.mark.map(|mark| mark.text()).unwrap_or_default(),
+                ..class.map_or_else(unknown, |class| policies(class, flow, world, index))
+            },
             packets: tally.packets,
+            netns: batch.place,
             node: own_node.to_owned(),
             point: batch.point.name().to_owned(),
             schema: DENIAL_SCHEMA.to_owned(),
@@ -150,6 +154,7 @@ fn policies(
             rule: miss.rule,
             missed: miss.missed.name().to_owned(),
         }),
+        ..DenyingPolicies::default()
     }
 }
 

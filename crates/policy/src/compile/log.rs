@@ -49,6 +49,12 @@ impl LogMark {
         };
         Some(Self { class: hexadecimal(number)?, is_tried_out })
     }
+
+    /// The prefix.
+    pub fn text(&self) -> String {
+        let prefix = if self.is_tried_out { AUDIT_PREFIX } else { LOG_PREFIX };
+        format!("{prefix}{}", log_number_text(self.class))
+    }
 }
 
 /// The chain of a class by its number, whose last rule counts what it denies, or would deny.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 /// `schema` of a record. Within it members are only added.
-pub const DENIAL_SCHEMA: &str = "istio-cni.audit/v1";
+pub const DENIAL_SCHEMA: &str = "istio-cni.denials/v1";
 /// `type` of a record.
 pub const POLICY_VIOLATION: &str = "policy_violation";
 /// The same of packets that passed, because what would deny them is only tried out.
@@ -83,8 +83,13 @@ pub struct DenialRecord {
     pub node: String,
     /// Where the policies are enforced: `node` or `pod`.
     pub point: String,
+    /// Inode number of the network namespace whose rule it was.
+    pub netns: u64,
     /// [`DENIAL_SCHEMA`].
     pub schema: String,
+    /// What the rule had counted of which records tell, with this one and the others of its moment. Not said to others.
+    #[serde(skip)]
+    pub accounted: u64,
 }
 
 // === impl DenialRecord ===
@@ -114,8 +119,15 @@ pub struct DenialEnd {
     /// The node of the pod, or the node itself.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub node: String,
-    /// `pod`, `node` or `external`.
+    /// `pod`, `node` or `external`; `many` where ends are not told apart.
     pub kind: String,
+    /// How many addresses are put together, about.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub distinct: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Type and code of an ICMP message.
@@ -139,6 +151,9 @@ pub struct DenyingPolicies {
     pub tier: String,
     /// Whether no rule allows it, as no rule of a NetworkPolicy denies; not where a tenant comes first.
     pub default: bool,
+    /// What the log of the rule begins with, which tells it from others.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub id: String,
     /// All of them, as namespace/name.
     pub selecting: Vec<String>,
     /// The rule that comes nearest to allow it.
@@ -161,7 +176,7 @@ pub struct NearRule {
 impl DenialEnd {
     /// For people: the pod, else the node, else the address; with the port.
     pub fn told(&self) -> String {
-        let Self { namespace, pod_name, ip, port, node, kind } = self;
+        let Self { namespace, pod_name, ip, port, node, kind, .. } = self;
         let name = match (kind.as_str(), ip) {
             ("pod", _) => format!("{namespace}/{pod_name}"),
             ("node", Some(ip)) => format!("node {node} ({ip})"),

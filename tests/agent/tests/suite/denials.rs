@@ -155,7 +155,7 @@ fn what_policies_deny_is_told_by_name_and_counted_to_the_last_packet() {
             "peer",
             "n1",
             "node",
-            "istio-cni.audit/v1"
+            "istio-cni.denials/v1"
         ]);
         ensure!(json!(found) == wanted, "{record}");
         Ok(())
