@@ -1,6 +1,10 @@
 //! `audit`: what was denied on this node.
 
+mod files;
+mod query;
 mod tail;
+mod top;
+mod verify;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -17,12 +21,18 @@ pub(crate) struct AuditArgs {
 #[derive(Debug, Subcommand)]
 enum AuditVerb {
     Tail(tail::TailArgs),
+    Query(query::QueryArgs),
+    Top(top::TopArgs),
+    Verify(verify::VerifyArgs),
 }
 
 impl AuditArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
         match &self.verb {
             AuditVerb::Tail(args) => args.run(),
+            AuditVerb::Query(args) => args.run(),
+            AuditVerb::Top(args) => args.run(),
+            AuditVerb::Verify(args) => args.run(),
         }
     }
 }

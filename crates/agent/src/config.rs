@@ -17,6 +17,7 @@ use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
 use crate::conflicts::{self, ConflictResolution};
+use crate::policy::AuditConfig;
 use crate::sidecars;
 use crate::taint::TaintMode;
 use crate::verification::VerifyConfig;
@@ -83,6 +84,8 @@ pub(crate) struct AgentConfig {
     pub(crate) conflicts_block_ready: bool,
     /// How NetworkPolicies are enforced; nothing where they are not.
     pub(crate) policy: Option<PolicyConfig>,
+    /// Where it is written what policies deny; nothing where it is not, or where they are not enforced.
+    pub(crate) audit: Option<AuditConfig>,
     /// Ambient mode, on or off.
     pub(crate) ambient: AmbientConfig,
     /// Where the node's files are.
@@ -176,6 +179,7 @@ impl AgentConfig {
             verify: VerifyConfig::new(options)?,
             conflict_resolution: ConflictResolution::new(options)?,
             conflicts_block_ready: conflicts::blocks_ready(options)?,
+            audit: AuditConfig::new(options)?.filter(|_| options.text(Setting::PolicyEnforcement) == "on"),
             policy: PolicyConfig::new(options)?,
             ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),

@@ -1,6 +1,7 @@
 //! What the enforcement of policies needs of this agent.
 
 mod answers;
+mod audit;
 mod cuts;
 mod denial_counts;
 mod denials;
@@ -22,6 +23,7 @@ use crate::policy_socket::PolicyHandle;
 use crate::run::Agent;
 
 use answers::PolicyAnswers;
+pub(crate) use audit::{AuditConfig, AuditTrail};
 pub(crate) use cuts::NarrowedAddresses;
 pub(crate) use denials::{DenialParts, DenialReader};
 pub(crate) use leave::PolicyLeaver;
@@ -53,6 +55,7 @@ impl Agent {
     pub(crate) fn enforce_policies(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> Vec<AbortHandle> {
         if let Some(denials) = &self.denials {
             tasks.spawn(denials.clone().live());
+            denials.audit().map(|audit| tasks.spawn(audit.live()));
             denials.cutter().map(|cutter| tasks.spawn(cutter.live()));
         }
         match self.policies.clone() {
@@ -64,6 +67,13 @@ impl Agent {
                 keeper.into_iter().chain([tasks.spawn(policies.live())]).collect()
             }
             None => vec![tasks.spawn(self.leaver.clone().live())],
+        }
+    }
+
+    /// Writes the last line of the audit file.
+    pub(crate) async fn end_audit(&self) {
+        if let Some(audit) = self.denials.as_ref().and_then(|denials| denials.audit()) {
+            let _ = tokio::task::spawn_blocking(move || audit.stop()).await;
         }
     }
 

@@ -234,6 +234,7 @@ impl Agent {
             }
             // Sockets go with their tasks, unless another agent has put its own there already.
             tasks.shutdown().await;
+            agent.end_audit().await;
             let (outcome, installer) = outcome?;
             if outcome == ShutdownOutcome::Leave {
                 return installer.join().map(drop).map_err(|_| Error::Installer);

@@ -1,6 +1,7 @@
 //! Prometheus metrics: the original's by their names and labels, then ours.
 
 mod ambient;
+mod audit;
 mod cluster;
 mod conflicts;
 mod guards;
@@ -21,6 +22,7 @@ use prometheus::{Encoder, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEn
 use telemetry::Journal;
 
 use ambient::AmbientMetrics;
+use audit::AuditMetrics;
 use cluster::ClusterMetrics;
 use conflicts::ConflictMetrics;
 use guards::GuardMetrics;
@@ -50,6 +52,7 @@ pub struct Metrics {
     live_updates: IntCounterVec,
     plugin: PluginMetrics,
     policy: PolicyMetrics,
+    audit: AuditMetrics,
     points: PointMetrics,
     cluster: ClusterMetrics,
     repair: RepairMetrics,
@@ -97,6 +100,7 @@ impl Metrics {
             )?,
             plugin: PluginMetrics::new(&make)?,
             policy: PolicyMetrics::new(&make)?,
+            audit: AuditMetrics::new(&make)?,
             points: PointMetrics::new(&make)?,
             cluster: ClusterMetrics::new(&make)?,
             repair: RepairMetrics::new(&make)?,

@@ -18,6 +18,7 @@ use telemetry::Scope;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::MissedTickBehavior;
 
+use super::audit::AuditTrail;
 use super::cuts::{FlowCutter, NarrowedAddresses};
 use super::denial_counts::{CountError, DenialCounts};
 use crate::ambient::{AmbientConfig, open_host};
@@ -49,6 +50,8 @@ pub(crate) struct DenialParts {
     pub(crate) metrics: Arc<Metrics>,
     /// Of connections that end when they are denied; nothing where they go on.
     pub(crate) narrowed: Option<Arc<NarrowedAddresses>>,
+    /// Writes them to a file; nothing where that is not asked for.
+    pub(crate) audit: Option<Arc<AuditTrail>>,
     pub(crate) log: Scope,
 }
 
@@ -107,6 +110,11 @@ impl DenialReader {
         &self.parts.book
     }
 
+    /// Who writes them to a file.
+    pub(crate) fn audit(&self) -> Option<Arc<AuditTrail>> {
+        self.parts.audit.clone()
+    }
+
     /// Hears logs until it is aborted.
     pub(crate) async fn live(self: Arc<Self>) {
         loop {
@@ -158,11 +166,17 @@ impl DenialReader {
     }
 
     async fn open_node(&self) -> Result<(u64, DenialSource), DeafError> {
-        let DenialParts { config, book, log, .. } = &self.parts;
-        let (config, book, log) = (config.clone(), book.clone(), log.clone());
+        let DenialParts { config, book, log, audit, .. } = &self.parts;
+        let (config, book, log, audit) = (config.clone(), book.clone(), log.clone(), audit.clone());
         let open = move || {
             let host = open_host(&config)?;
-            Ok((host.id().ino, DenialSource::open(host, &config, &log, &book)?))
+            let place = host.id().ino;
+            let (source, counted) = DenialSource::open(host, &config, &log)?;
+            if let Some(audit) = audit {
+                audit.begin(place, &counted);
+            }
+            counted.into_iter().for_each(|(mark, counted)| book.begin(place, mark, counted));
+            Ok((place, source))
         };
         tokio::task::spawn_blocking(open).await?
     }
@@ -173,6 +187,9 @@ impl DenialReader {
             let mut batch = DenialBatch::new(source.point, place, self.parts.rejects, source.node.clone());
             let read = source.read(&mut batch)?;
             self.parts.book.lose(read.lost);
+            if let Some(audit) = &self.parts.audit {
+                audit.lose(read.lost);
+            }
             let silent = self.parts.book.silent(place, Instant::now());
             if batch.is_empty() && silent.is_empty() {
                 return Ok(source);
@@ -209,6 +226,9 @@ impl DenialReader {
                 false => metrics.policy_denied(direction, namespace, policies, *packets),
                 true => metrics.policy_would_deny(direction, namespace, policies, *packets),
             }
+        }
+        if let Some(audit) = &self.parts.audit {
+            audit.take(records);
         }
         records.iter().take(MOST_LINES).for_each(|record| tell_line(log, record));
         for record in records {
@@ -289,19 +309,22 @@ fn packet(logged: &LoggedPacket<'_>) -> Option<DeniedPacket> {
 // === impl DenialSource ===
 
 impl DenialSource {
-    /// Listens in the node's namespace. What rules there have counted already is not told again.
-    fn open(host: Host, config: &AmbientConfig, log: &Scope, book: &DenialBook) -> Result<Self, DeafError> {
-        let place = host.id().ino;
+    /// Listens in the node's namespace; with what rules there have counted already, which is not told again.
+    fn open(
+        host: Host,
+        config: &AmbientConfig,
+        log: &Scope,
+    ) -> Result<(Self, BTreeMap<LogMark, u64>), DeafError> {
         let netns = host.netns().clone();
         let backend = host.enter(|inside| config.backend(inside, log))?.map_err(DeafError::Backend)?;
         let mut counts = DenialCounts::open(host, backend, config.iptables())?;
         // Before the log: what is logged in between is told as suppressed.
-        counts.all()?.into_iter().for_each(|(mark, counted)| book.begin(place, mark, counted));
+        let counted = counts.all()?;
         let (socket, node) = netns.enter(|inside| -> Result<_, DeafError> {
             let socket = PacketLog::open(inside, LOG_GROUP).map_err(DeafError::Log)?;
             Ok((socket, kernel::route::link_addresses(inside)?.into()))
         })??;
-        Ok(Self { point: EnforcementPoint::Node, socket, counts, node })
+        Ok((Self { point: EnforcementPoint::Node, socket, counts, node }, counted))
     }
 
     /// Puts what was logged into a batch.

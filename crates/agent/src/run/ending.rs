@@ -43,6 +43,7 @@ impl Agent {
             () = shutdown::is_there_again(self) => return Err(shutdown::start_over(self).into()),
         };
         tasks.shutdown().await;
+        self.end_audit().await;
         // Facts were written while the sockets were served.
         self.clean_up(&installer);
         Ok(())

@@ -16,8 +16,8 @@ use crate::events::Events;
 use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
 use crate::policy::{
-    DenialParts, DenialReader, NarrowedAddresses, NodePoint, PodPointKeeper, PodPointParts, PodPolicyPoint,
-    PolicyLeaver, PolicyTeller, PolicyTunnels, node_settings, started,
+    AuditTrail, DenialParts, DenialReader, NarrowedAddresses, NodePoint, PodPointKeeper, PodPointParts,
+    PodPolicyPoint, PolicyLeaver, PolicyTeller, PolicyTunnels, node_settings, started,
 };
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
@@ -172,10 +172,22 @@ impl SharedParts<'_> {
             // What policies deny is dropped without an answer.
             rejects: false,
             narrowed: self.narrowed(),
+            audit: self.audit(),
             events: self.events.clone(),
             metrics: self.metrics.clone(),
             log: self.journal.scope("policy"),
         }))
+    }
+
+    /// What writes the audit file, where one is asked for.
+    fn audit(&self) -> Option<Arc<AuditTrail>> {
+        let config = self.config.audit.clone()?;
+        let log = self.journal.scope("policy");
+        let started = AuditTrail::start(config, &self.config.node, self.metrics.clone(), log.clone());
+        let tell = |error: &std::io::Error| {
+            log.error("the audit file is not written: there is no thread for it", &[("error", error)]);
+        };
+        started.inspect_err(tell).ok()
     }
 
     pub(super) fn leaver(&self) -> Arc<PolicyLeaver> {

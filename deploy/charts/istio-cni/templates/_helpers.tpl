@@ -130,6 +130,15 @@ operator.istio.io/component: Cni
   "POLICY_DENY" $values.agent.policyDeny
   "POLICY_HBONE" $values.agent.policyHbone
   "POLICY_POD_POINT_MAX" $values.agent.policyPodPointMax
+  "AUDIT_LOG" $values.agent.auditLog
+  "AUDIT_LOG_MAX_MB" $values.agent.auditLogMaxMb
+  "AUDIT_LOG_MAX_AGE" $values.agent.auditLogMaxAge
+  "AUDIT_LOG_FILES" $values.agent.auditLogFiles
+  "AUDIT_LOG_KEEP" $values.agent.auditLogKeep
+  "AUDIT_GID" $values.agent.auditGid
+  "AUDIT_MASK" $values.agent.auditMask
+  "AUDIT_WINDOW" $values.agent.auditWindow
+  "AUDIT_NODE_RATE" $values.agent.auditNodeRate
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))
@@ -152,3 +161,11 @@ operator.istio.io/component: Cni
 {{- end }}
 {{- toYaml $options }}
 {{- end -}}
+
+{{- /* The directory of the audit file, where one is written. */}}
+{{- define "istio-cni.auditDir" }}
+{{- $values := .values }}
+{{- if eq ($values.agent.policyEnforcement | default "off") "on" }}
+{{- with regexFind "/[^,]*" ($values.agent.auditLog | default "") }}{{ dir . }}{{ end }}
+{{- end }}
+{{- end }}

@@ -1,6 +1,7 @@
 //! The node agent from outside: its life, what it keeps, its sockets, bad surroundings, and the plugin beside it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod audit;
 mod backend;
 mod behind;
 mod cleanup;

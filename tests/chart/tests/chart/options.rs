@@ -64,6 +64,15 @@ const KNOWN: &[&str] = &[
     "POLICY_DENY",
     "POLICY_HBONE",
     "POLICY_POD_POINT_MAX",
+    "AUDIT_LOG",
+    "AUDIT_LOG_MAX_MB",
+    "AUDIT_LOG_MAX_AGE",
+    "AUDIT_LOG_FILES",
+    "AUDIT_LOG_KEEP",
+    "AUDIT_GID",
+    "AUDIT_MASK",
+    "AUDIT_WINDOW",
+    "AUDIT_NODE_RATE",
     "CAPTURE",
     "CNI_CACHE_DIR",
     "CONFIG_DIR",
@@ -157,6 +166,15 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.policyDeny=reject",
         "agent.policyHbone=port",
         "agent.policyPodPointMax=5000",
+        "agent.auditLog=/var/log/istio-cni/audit.jsonl",
+        "agent.auditLogMaxMb=20",
+        "agent.auditLogMaxAge=12h",
+        "agent.auditLogFiles=9",
+        "agent.auditLogKeep=48h",
+        "agent.auditGid=1000",
+        "agent.auditMask=/24\\,/48",
+        "agent.auditWindow=30s",
+        "agent.auditNodeRate=500",
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=false",
@@ -171,7 +189,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 28, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 37, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -223,6 +241,19 @@ fn each_value_sets_its_option() {
         ("agent.policyDeny=reject", "POLICY_DENY", Some("reject")),
         ("agent.policyHbone=port", "POLICY_HBONE", Some("port")),
         ("agent.policyPodPointMax=5000", "POLICY_POD_POINT_MAX", Some("5000")),
+        (
+            "agent.auditLog=/var/log/istio-cni/audit.jsonl",
+            "AUDIT_LOG",
+            Some("/var/log/istio-cni/audit.jsonl"),
+        ),
+        ("agent.auditLogMaxMb=20", "AUDIT_LOG_MAX_MB", Some("20")),
+        ("agent.auditLogMaxAge=12h", "AUDIT_LOG_MAX_AGE", Some("12h")),
+        ("agent.auditLogFiles=9", "AUDIT_LOG_FILES", Some("9")),
+        ("agent.auditLogKeep=48h", "AUDIT_LOG_KEEP", Some("48h")),
+        ("agent.auditGid=1000", "AUDIT_GID", Some("1000")),
+        ("agent.auditMask=/24\\,/48", "AUDIT_MASK", Some("/24,/48")),
+        ("agent.auditWindow=30s", "AUDIT_WINDOW", Some("30s")),
+        ("agent.auditNodeRate=500", "AUDIT_NODE_RATE", Some("500")),
         ("agent.policyEnforcement=", "POLICY_ENFORCEMENT", None),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),
