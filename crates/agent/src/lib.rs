@@ -30,6 +30,7 @@ mod policy_socket;
 mod ports;
 mod rights;
 mod run;
+mod samples;
 mod shutdown;
 mod sidecars;
 mod slots;

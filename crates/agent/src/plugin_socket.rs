@@ -9,18 +9,21 @@ use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
 use rundir::pods::RestoreRequest;
+use rundir::recent::RecentReport;
 use rundir::{
     AgentStatus, CONFLICTS_PATH, DENIALS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, PODS_PATH,
-    POLICY_STATE_PATH, PREPARE_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH,
+    POLICY_STATE_PATH, PREPARE_PATH, RECENT_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME,
+    STATUS_PATH,
 };
 use serde::Serialize;
-use telemetry::Scope;
+use telemetry::{Journal, Scope};
 
 use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
 use crate::health::Health;
 use crate::pods_report::PodsReporter;
 use crate::policy_socket::PolicySocket;
+use crate::samples::PodsSamples;
 use crate::sidecars::Sidecars;
 use crate::verification::PodVerifier;
 use metrics::Metrics;
@@ -43,6 +46,8 @@ pub(crate) struct PluginSocket {
     pub(crate) verifier: Arc<PodVerifier>,
     pub(crate) pods: PodsReporter,
     pub(crate) policies: PolicySocket,
+    pub(crate) samples: Arc<PodsSamples>,
+    pub(crate) journal: Journal,
     pub(crate) log: Scope,
 }
 
@@ -75,6 +80,9 @@ impl Handler for PluginSocket {
             }
             (&Method::GET, None) if uri.path() == DENIALS_PATH => {
                 self.policies.denials(uri.query().unwrap_or_default())
+            }
+            (&Method::GET, None) if uri.path() == RECENT_PATH => {
+                answer(&RecentReport { samples: self.samples.all(), log: self.journal.recent() })
             }
             (&Method::GET, None) if uri.path() == POLICY_STATE_PATH => self.policies.state().await,
             (&Method::POST, None) if uri.path() == RELEASE_PATH => self.policies.release(&body).await,

@@ -31,6 +31,7 @@ use crate::plugin_socket::{self, PluginSocket};
 use crate::pods_report::PodsReporter;
 use crate::policy::{DenialReader, PodPointKeeper, PolicyLeaver};
 use crate::policy_socket::PolicySocket;
+use crate::samples::PodsSamples;
 use crate::shutdown::ShutdownOutcome;
 use crate::sidecars::Sidecars;
 use crate::taint::NodeTaint;
@@ -270,6 +271,8 @@ impl Agent {
             let log = self.journal.scope("policies");
             tasks.spawn(policy_file::live(self.config.state_dir.clone(), policies.clone(), log));
         }
+        let samples = Arc::new(PodsSamples::default());
+        tasks.spawn(samples.clone().live(self.verifier.clone()));
         let plugins = PluginSocket {
             cluster: self.cluster.clone(),
             metrics: self.metrics.clone(),
@@ -284,6 +287,8 @@ impl Agent {
                 verifier: self.verifier.clone(),
             },
             policies: PolicySocket(policies, self.denials.as_ref().map(|denials| denials.book().clone())),
+            samples,
+            journal: self.journal.clone(),
             log: self.log.clone(),
         };
         tasks.spawn(self.clone().socket(plugin_socket::MODE, HealthPart::PluginSocket, plugins));

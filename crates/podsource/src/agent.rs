@@ -13,9 +13,10 @@ use http1::{Connection, Deadline};
 use rundir::denials::{DenialsReport, MAX_DENIALS_BYTES};
 use rundir::pods::{ConflictsReport, MAX_PODS_BYTES, PodsReport, RestoreReport, RestoreRequest};
 use rundir::policy::{MAX_POLICY_STATE, PolicyStateReport, PrepareAnswer, PrepareRequest, ReleaseRequest};
+use rundir::recent::{MAX_RECENT_BYTES, RecentReport};
 use rundir::{
     AgentStatus, CONFLICTS_PATH, DENIALS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, POLICY_STATE_PATH,
-    PREPARE_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH, facts_file,
+    PREPARE_PATH, RECENT_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH, facts_file,
 };
 use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
@@ -161,6 +162,14 @@ impl AgentSource {
     pub fn denials(&self, after: u64, limit: Duration) -> Result<DenialsReport, Error> {
         let path = format!("{DENIALS_PATH}?after={after}");
         self.question("get what was denied", ("GET", &path), None, MAX_DENIALS_BYTES, limit)
+    }
+
+    /// What has happened on the node lately.
+    ///
+    /// # Errors
+    /// As [`Self::pods`].
+    pub fn recent(&self, limit: Duration) -> Result<RecentReport, Error> {
+        self.question("get what has happened", ("GET", RECENT_PATH), None, MAX_RECENT_BYTES, limit)
     }
 
     fn question<T: DeserializeOwned>(

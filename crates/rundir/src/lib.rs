@@ -8,7 +8,7 @@
 //! [`policy::PrepareRequest`], with the pod's network namespace as a descriptor, and is answered with [`policy::PrepareAnswer`] when the pod may
 //! start; `POST /v1/policy/release` takes a [`policy::ReleaseRequest`] and is answered when the addresses may be given to others;
 //! `GET /v1/policy/denials` is answered with [`denials::DenialsReport`], with `?after=<number>` of newer records only; `GET /v1/policy/state` with
-//! [`policy::PolicyStateReport`].
+//! [`policy::PolicyStateReport`]; `GET /v1/recent` with [`recent::RecentReport`].
 
 pub mod note;
 mod wire;
@@ -17,7 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use wire::{AgentStatus, AmbientOptions, Holder, OperationReport, Outcome, Phases};
-pub use wire::{denials, pods, policy};
+pub use wire::{denials, pods, policy, recent};
 
 /// The agent's socket in the run directory. Its mode is 0600, and both sides look at the other's user.
 pub const SOCKET_NAME: &str = "agent.sock";
@@ -48,6 +48,8 @@ pub const RELEASE_PATH: &str = "/v1/policy/release";
 pub const POLICY_STATE_PATH: &str = "/v1/policy/state";
 /// Path of [`pods::ConflictsReport`] on the socket.
 pub const CONFLICTS_PATH: &str = "/v1/conflicts";
+/// Path of [`recent::RecentReport`] on the socket.
+pub const RECENT_PATH: &str = "/v1/recent";
 /// Path of [`denials::DenialsReport`] on the socket.
 pub const DENIALS_PATH: &str = "/v1/policy/denials";
 

@@ -3,6 +3,7 @@
 pub mod denials;
 pub mod pods;
 pub mod policy;
+pub mod recent;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -3,6 +3,7 @@
 //! Scopes and their levels are those of the original: a level is set for a scope by name, or for all; a bare level is for the scope named
 //! `default` and for no other.
 
+mod recent;
 mod repeats;
 mod writer;
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::Level;
 use crate::line::{Label, Stamp, write_json, write_text};
+use recent::RecentLines;
 use repeats::Repeats;
 use writer::{LineOrigin, LineWriter};
 
@@ -30,6 +32,7 @@ struct Shared {
     levels: Levels,
     format: Format,
     writer: LineWriter,
+    recent: RecentLines,
     repeats: Mutex<Repeats>,
 }
 
@@ -125,7 +128,15 @@ impl Journal {
             format.line(OWN_SCOPE, Level::Warn, now, LOSS, &[("lines", &lost)])
         };
         let writer = LineWriter::start(out, Box::new(tell))?;
-        Ok(Self { shared: Arc::new(Shared { levels, format, writer, repeats: Mutex::default() }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                levels,
+                format,
+                writer,
+                recent: RecentLines::default(),
+                repeats: Mutex::default(),
+            }),
+        })
     }
 
     /// The lines of a scope.
@@ -141,6 +152,11 @@ impl Journal {
     /// Lines that were lost so far because the log did not take them.
     pub fn lost(&self) -> u64 {
         self.shared.writer.lost()
+    }
+
+    /// The last lines, at most 200, the oldest first.
+    pub fn recent(&self) -> Vec<String> {
+        self.shared.recent.all()
     }
 
     /// Waits until everything is written, at most that long; whether it is.
@@ -221,6 +237,7 @@ impl Scope {
     fn tell(&self, level: Level, msg: &str, labels: &[Label<'_>]) {
         let shared = &self.journal.shared;
         let line = shared.format.line(self.name, level, Stamp::At(SystemTime::now()), msg, labels);
+        shared.recent.take(&line);
         shared.writer.write(line, 1, LineOrigin::Own);
     }
 
@@ -241,6 +258,7 @@ impl Scope {
         }
         let bytes = text.len();
         if count > 0 {
+            shared.recent.take(&text);
             shared.writer.write(text, count, LineOrigin::Relayed);
         }
         bytes
