@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
-use crate::{audit, chain, conflicts, explain, node, pods, policy, render, shell};
+use crate::{audit, chain, conflicts, explain, node, page, pods, policy, render, shell};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
@@ -62,6 +62,7 @@ enum Verb {
     Policy(policy::PolicyArgs),
     Audit(audit::AuditArgs),
     Status(node::StatusArgs),
+    Page(page::PageArgs),
     Gc(chain::GcArgs),
     Uninstall(node::UninstallArgs),
     Version(chain::VersionArgs),
@@ -89,6 +90,7 @@ impl Cli {
             Verb::Policy(args) => args.run(),
             Verb::Audit(args) => args.run(),
             Verb::Status(args) => args.run(),
+            Verb::Page(args) => args.run(),
             Verb::Gc(args) => args.run(),
             Verb::Uninstall(args) => args.run(),
             Verb::Version(args) => args.run(),

@@ -60,10 +60,15 @@ impl ConfigurationArgs {
         self.conf.as_deref()
     }
 
+    /// The node's directories.
+    pub(crate) fn places(&self) -> NodePlaces {
+        NodePlaces::of_this_machine(self.net_dir.clone(), self.run_dir.clone())
+    }
+
     /// # Errors
     /// The conflist that is named, or the plugin's entry in the node's, cannot be used.
     pub(crate) fn load(&self) -> Result<Configuration> {
-        let places = NodePlaces::of_this_machine(self.net_dir.clone(), self.run_dir.clone());
+        let places = self.places();
         let (plugin, source, is_real) = match &self.conf {
             Some(path) => (of_conflist(&Conflist::load(path)?)?, None, true),
             None => match of_node(&places.net_dir)? {

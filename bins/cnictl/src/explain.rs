@@ -15,11 +15,10 @@ use crate::output::{Format, VerbAnswer};
 use crate::pods::{NodeProcesses, SelectArgs, Viewer};
 use crate::subject::SubjectArgs;
 use flow::{Direction, FlowEnd, parse_destination, parse_source};
-use live::LiveExplanation;
 use report::Explanation;
 use request::parse_mark;
 
-pub(crate) use live::PacketReport;
+pub(crate) use live::{LiveExplanation, PacketReport};
 pub(crate) use request::{FlowRequest, parse_packet};
 
 const EXAMPLES: &str = "\

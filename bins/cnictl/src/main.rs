@@ -6,9 +6,11 @@ mod cli;
 mod configuration;
 mod conflicts;
 mod explain;
+mod kubectl;
 mod look;
 mod node;
 mod output;
+mod page;
 mod pod;
 mod pods;
 mod policy;
@@ -18,9 +20,19 @@ mod rules;
 mod shell;
 mod subject;
 
+use std::path::Path;
+
 use clap::Parser as _;
 
 fn main() -> std::process::ExitCode {
-    let cli = cli::Cli::parse();
-    output::finish(cli.run())
+    let name = std::env::args_os().next().unwrap_or_default();
+    output::finish(match Path::new(&name).file_name().and_then(|name| name.to_str()) {
+        Some(kubectl::PLUGIN_NAME) => kubectl::KubectlCli::parse().run(),
+        Some(kubectl::COMPLETION_NAME) => {
+            let words: Vec<String> =
+                std::env::args_os().skip(1).map(|word| word.to_string_lossy().into()).collect();
+            Ok(kubectl::complete(&words))
+        }
+        _ => cli::Cli::parse().run(),
+    })
 }

@@ -9,5 +9,5 @@ mod uninstall;
 
 pub(crate) use host_side::{in_host, iptables_of_the_node};
 pub(crate) use places::{NodePlaces, directory};
-pub(crate) use status::{StatusArgs, short};
+pub(crate) use status::{NodeSummary, StatusArgs, short, summary};
 pub(crate) use uninstall::UninstallArgs;

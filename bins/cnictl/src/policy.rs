@@ -16,6 +16,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::output::VerbAnswer;
+pub(crate) use list::{PolicySide, policies_of};
 
 /// Say what network policies mean
 #[derive(Debug, clap::Args)]

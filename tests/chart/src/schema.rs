@@ -13,8 +13,11 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// Kinds whose types come with other software (Multus, the operator of Prometheus), so that only their fields' presence is known.
-const FOREIGN: [(&str, &str); 2] =
-    [("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition"), ("monitoring.coreos.com/v1", "ServiceMonitor")];
+const FOREIGN: [(&str, &str); 3] = [
+    ("k8s.cni.cncf.io/v1", "NetworkAttachmentDefinition"),
+    ("monitoring.coreos.com/v1", "PrometheusRule"),
+    ("monitoring.coreos.com/v1", "ServiceMonitor"),
+];
 
 /// Whether the object has the shape that its kind has in the API.
 ///

@@ -28,58 +28,58 @@ struct LiveDocument<'a> {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct LiveExplanation {
-    pod: PodRef,
+pub(crate) struct LiveExplanation {
+    pub(crate) pod: PodRef,
     /// How the network namespace was found that was read.
-    netns: String,
-    flow: FlowReport,
+    pub(crate) netns: String,
+    pub(crate) flow: FlowReport,
     /// Each hook that the packet passes, in order.
-    hooks: Vec<HookReport>,
-    verdict: EndReport,
+    pub(crate) hooks: Vec<HookReport>,
+    pub(crate) verdict: EndReport,
     /// What the plan says, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<PlanReport>,
     /// What could not be looked at, and why.
-    not_looked_at: Vec<String>,
-    assumed: Vec<String>,
+    pub(crate) not_looked_at: Vec<String>,
+    pub(crate) assumed: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
-struct HookReport {
-    hook: &'static str,
+pub(crate) struct HookReport {
+    pub(crate) hook: &'static str,
     /// The packet as it comes there.
-    from: String,
-    to: String,
-    mark: u32,
+    pub(crate) from: String,
+    pub(crate) to: String,
+    pub(crate) mark: u32,
     /// The rules that match, in order.
-    rules: Vec<LiveRuleReport>,
+    pub(crate) rules: Vec<LiveRuleReport>,
 }
 
 #[derive(Debug, Clone, Serialize)]
-struct LiveRuleReport {
+pub(crate) struct LiveRuleReport {
     /// Family and table; empty for the kernel's routing.
-    table: String,
-    chain: String,
+    pub(crate) table: String,
+    pub(crate) chain: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    handle: Option<u64>,
-    text: String,
+    pub(crate) handle: Option<u64>,
+    pub(crate) text: String,
     /// The plan's reason; absent of a rule of others.
     #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<String>,
-    foreign: bool,
+    pub(crate) why: Option<String>,
+    pub(crate) foreign: bool,
     /// Empty where the packet goes on.
-    verdict: String,
+    pub(crate) verdict: String,
     /// Whether the rule could be read wholly.
-    read: bool,
+    pub(crate) read: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct EndReport {
+pub(crate) struct EndReport {
     /// `captured`, `bypass`, `dropped`, `delivered` or `unknown`.
-    action: &'static str,
+    pub(crate) action: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    port: Option<u16>,
-    text: String,
+    pub(crate) port: Option<u16>,
+    pub(crate) text: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -130,6 +130,18 @@ impl PacketReport {
 }
 
 impl LiveExplanation {
+    /// The same for a packet that is described as on the command line.
+    ///
+    /// # Errors
+    /// As [`Self::of`], or what is said of the packet does not fit together.
+    pub(crate) fn of_request(
+        looked: &LookedPod,
+        request: &FlowRequest,
+        processes: &NodeProcesses,
+    ) -> Result<Self> {
+        Self::of(looked, &request.flow(&looked.report.addresses)?, false, processes)
+    }
+
     /// Follows the flow through the pod's namespace, which is read if it was not yet.
     ///
     /// # Errors

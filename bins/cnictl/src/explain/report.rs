@@ -53,7 +53,7 @@ struct CaptureReport {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct FlowReport {
+pub(crate) struct FlowReport {
     direction: &'static str,
     protocol: &'static str,
     from: String,

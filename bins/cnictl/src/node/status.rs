@@ -12,6 +12,7 @@ use anyhow::Result;
 
 use super::places::PlaceArgs;
 use crate::chain::RunArgs;
+use crate::configuration::ConfigurationArgs;
 use crate::output::{Format, Usage, VerbAnswer, one_line, structured};
 use report::StatusReport;
 pub(crate) use words::short;
@@ -48,6 +49,26 @@ pub(crate) struct StatusArgs {
     conf: Option<PathBuf>,
     #[command(flatten)]
     chain: RunArgs,
+}
+
+/// The node's installation as the page shows it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeSummary {
+    pub(crate) problems: Vec<String>,
+    pub(crate) warnings: Vec<String>,
+    /// What was found, by name.
+    pub(crate) rows: Vec<(&'static str, String)>,
+}
+
+/// Looks at the installation as `status` does.
+pub(crate) fn summary(configuration: &ConfigurationArgs) -> NodeSummary {
+    let places = configuration.places();
+    let report = StatusReport::look(&places);
+    let mut problems = report.verdict.problems.clone();
+    if !report.not_looked_at.is_empty() {
+        problems.push(report.incomplete_text());
+    }
+    NodeSummary { problems, warnings: report.verdict.warnings.clone(), rows: report.rows(&places) }
 }
 
 impl StatusArgs {

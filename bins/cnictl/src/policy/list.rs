@@ -8,6 +8,7 @@ use policy::{PlainPod, TrafficDirection};
 use serde::Serialize;
 
 use super::source::{KnownCluster, PolicySourceArgs};
+use crate::configuration::ConfigurationArgs;
 use crate::output::VerbAnswer;
 use crate::pods::{Around, Column, EvidenceSource, ListArgs, NOTHING, ResourceList, SelectArgs};
 
@@ -127,6 +128,36 @@ impl PolicyListArgs {
         };
         pods.filter(is_meant).flat_map(|pod| rows_of(known, pod)).collect()
     }
+}
+
+/// One direction of a pod, as policies see it.
+#[derive(Debug, Default)]
+pub(crate) struct PolicySide {
+    pub(crate) isolated: bool,
+    /// Names of the policies that select the pod in this direction.
+    pub(crate) policies: Vec<String>,
+    /// Where they are enforced; empty where that is not known.
+    pub(crate) point: String,
+    /// Packets that pods with the same policies were denied, since the agent was started.
+    pub(crate) denied: Option<u64>,
+}
+
+/// The policies of one pod for what comes in and for what goes out; nothing where policies cannot be about it.
+///
+/// # Errors
+/// Nothing tells of policies.
+pub(crate) fn policies_of(
+    configuration: &ConfigurationArgs,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<[PolicySide; 2]>> {
+    let known = PolicySourceArgs::of_node(configuration.clone()).load()?;
+    let pod = known.world.live_pods().find(|pod| *pod.namespace == *namespace && *pod.name == *name);
+    let side = |row: SelectedPod| {
+        let SelectedPod { isolated, policies, point, denied, .. } = row;
+        PolicySide { isolated, policies, point: point.to_owned(), denied }
+    };
+    Ok(pod.map(|pod| rows_of(&known, pod).map(side)))
 }
 
 fn rows_of(known: &KnownCluster, pod: &PlainPod) -> [SelectedPod; 2] {

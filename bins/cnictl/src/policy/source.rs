@@ -59,6 +59,11 @@ pub(super) struct KnownCluster {
 }
 
 impl PolicySourceArgs {
+    /// The agent of this node, or its snapshot.
+    pub(super) fn of_node(configuration: ConfigurationArgs) -> Self {
+        Self { configuration, ..Self::default() }
+    }
+
     /// Reads the cluster.
     ///
     /// # Errors

@@ -36,6 +36,7 @@ const EVERY_LINE: &[&[&str]] = &[
     &["global.imagePullSecrets={a,b}", "global.logAsJson=true", "podLabels.app=mine", "podAnnotations.a=b"],
     &["resources.limits.memory=64Mi", "daemonSetLabels.team=net", "agent.extraCapabilities={CHOWN}"],
     &["tenants.enabled=true"],
+    &["monitoring.rules.enabled=true", "monitoring.dashboard.enabled=true", "monitoring.rules.labels.a=b"],
 ];
 
 fn check(objects: &Objects) {
@@ -248,5 +249,36 @@ fn network_policy_and_quota_are_as_asked() {
     assert_eq!(
         quota["scopeSelector"]["matchExpressions"][0]["values"],
         serde_json::json!(["system-node-critical"])
+    );
+}
+
+#[test]
+fn alerts_and_dashboard_come_where_they_are_asked_for() {
+    assert!(!render_set(&[]).unwrap().iter().any(|object| object["kind"] == "PrometheusRule"));
+    let values = [
+        "monitoring.rules.enabled=true",
+        "monitoring.rules.labels.release=p",
+        "monitoring.dashboard.enabled=true",
+        "monitoring.runbookUrl=https://docs.example.com/runbooks/",
+    ];
+    let objects = render_set(&values).unwrap();
+    let rules = objects.get("PrometheusRule", "istio-cni-node");
+    assert_eq!(rules["metadata"]["labels"]["release"], "p");
+    let alerts = rules["spec"]["groups"][0]["rules"].as_array().unwrap();
+    assert!(alerts.len() > 10, "{}", alerts.len());
+    for alert in alerts {
+        let runbook = alert["annotations"]["runbook_url"].as_str().unwrap();
+        assert!(
+            runbook.starts_with("https://docs.example.com/runbooks/") && runbook.ends_with(".md"),
+            "{runbook}"
+        );
+    }
+    let dashboard = objects.get("ConfigMap", "istio-cni-dashboard");
+    assert_eq!(dashboard["metadata"]["labels"]["grafana_dashboard"], "1");
+    let dashboard: serde_json::Value =
+        serde_json::from_str(dashboard["data"]["istio-cni-nodes.json"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        dashboard["panels"][1]["links"][0]["url"],
+        "https://docs.example.com/runbooks/MeshPodsUnverified.md"
     );
 }

@@ -171,6 +171,13 @@ impl StatusReport {
     }
 
     pub(super) fn table(&self, places: &NodePlaces) -> String {
+        let rows = self.rows(places).into_iter();
+        let rows: Vec<_> = rows.map(|(name, text)| vec![name.to_owned(), one_line(&text)]).collect();
+        columns(&rows) + &self.verdict_text()
+    }
+
+    /// What was found, by name.
+    pub(super) fn rows(&self, places: &NodePlaces) -> Vec<(&'static str, String)> {
         let mut rows: Vec<(&str, String)> = Vec::new();
         let mut row = |name, text: String| rows.push((name, text));
         match self.active() {
@@ -211,9 +218,7 @@ impl StatusReport {
         };
         row("Last known", unless_hidden(self.last_known_facts, &|pods| format!("facts of {pods}")));
         row("Uncaptured", unless_hidden(self.uncaptured.as_ref().map(Vec::len), &|pods| pods));
-        let rows: Vec<_> =
-            rows.into_iter().map(|(name, text)| vec![name.to_owned(), one_line(&text)]).collect();
-        columns(&rows) + &self.verdict_text()
+        rows
     }
 
     fn sockets_text(&self) -> String {
