@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::services::ClassServices;
 use policy::ServiceVerdicts;
-use policy::compile::{CompiledPod, KeptSet, PodPoint, ServiceSet, compile_pod};
+use policy::compile::{CompiledPod, DenialAnswer, KeptSet, PodPoint, ServiceSet, compile_pod};
 use policy::index::{
     LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge,
 };
@@ -30,6 +30,8 @@ pub struct PodBook {
     node: Vec<IpAddr>,
     /// Addresses from which the own node's probes of pods in ambient mode seem to come.
     probes: Vec<IpAddr>,
+    answer: DenialAnswer,
+    answers_arriving: bool,
     sets: BookedSets,
     /// What policies come to for addresses of Services, where that is known.
     services: ClassServices,
@@ -70,10 +72,18 @@ impl PodBook {
             backend,
             node: Vec::new(),
             probes,
+            answer: DenialAnswer::Never,
+            answers_arriving: false,
             sets: BookedSets::default(),
             services: ClassServices::new(),
             pods: BTreeMap::new(),
         }
+    }
+
+    /// Which denied packets are answered, and whether the kernel does so where packets arrive.
+    #[must_use]
+    pub fn answering(self, answer: DenialAnswer, answers_arriving: bool) -> Self {
+        Self { answer, answers_arriving, ..self }
     }
 
     /// How the rules are loaded.
@@ -326,7 +336,9 @@ impl PodBook {
         let enrolled = scope.tunnel.then_some(&*self.probes);
         // Until Services are known their addresses are judged as any other.
         let services = classes.egress.as_ref().is_some_and(|class| self.services.contains_key(class));
-        let point = PodPoint { node: &self.node, services, enrolled, inner: !scope.all };
+        let (answer, answers_arriving) = (self.answer, self.answers_arriving);
+        let (node, inner) = (&*self.node, !scope.all);
+        let point = PodPoint { node, services, enrolled, inner, answer, answers_arriving };
         let compiled = compile_pod(index, classes, &point, self.backend);
         (!compiled.rules.tables.is_empty()).then(|| Arc::new(compiled))
     }

@@ -38,7 +38,7 @@ pub use counts::{LogCount, LogCounts, NamedCount, NamedCounts};
 pub use error::Error;
 pub(crate) use error::is_absent;
 pub use held::{HeldTable, held};
-pub use missing::{KernelPart, MissingPart, Release};
+pub use missing::{KernelPart, MissingPart, Release, rejects_arriving};
 pub use parted::{PartedTable, Thoroughness};
 pub(crate) use probe::touch;
 pub use probe::{Support, probe};

@@ -2,6 +2,8 @@
 //! and the programs `nft`, `ipset` and both variants of iptables.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "deltas/answers.rs"]
+mod answers;
 #[path = "deltas/content.rs"]
 mod content;
 #[path = "deltas/entry.rs"]

@@ -78,7 +78,7 @@ impl<'w> CompiledPods<'w> {
                 if inner && enrolled.is_none() {
                     continue;
                 }
-                let point = PodPoint { node: own, services: true, enrolled, inner };
+                let point = PodPoint { node: own, services: true, enrolled, inner, ..PodPoint::default() };
                 let compiled = compile_pod(&index, classes, &point, backend);
                 let mut contents = contents(&index, &compiled);
                 if let Some(class) = &classes.egress {

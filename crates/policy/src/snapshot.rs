@@ -30,7 +30,7 @@ use words::{SnapshotWords, SnapshotWriter};
 
 /// The first line. Its number is another one with every change of what the lines after it say, also where a line is only new: plugin, agent and
 /// `cnictl` of a node need not be of one version, and who took a line for another one would open or close what policies do not.
-const MAGIC: &str = "istio-cni policies 2";
+const MAGIC: &str = "istio-cni policies 3";
 /// The largest snapshot, in bytes: some hundred thousand addresses, and as many rules.
 pub const MAX_SNAPSHOT: usize = 64 << 20;
 /// The largest part of it that the plugin reads, in bytes.

@@ -81,8 +81,10 @@ pub struct RuleTerms {
 pub enum RuleAction {
     /// It is allowed, and nothing further is asked.
     Accept,
-    /// It is denied.
+    /// It is denied, and nothing is told.
     Deny,
+    /// It is denied, and its sender is told where the kernel can do so.
+    Reject,
     /// It would be denied, which is counted and logged. The next section decides.
     Audit,
     /// The next section decides.

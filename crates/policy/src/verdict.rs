@@ -274,7 +274,7 @@ impl<'w, W: World> End<'w, '_, W> {
                 let others = matching.filter(|_| is_np).map(|(rule, _)| rule);
                 Outcome::Decided(Ground::Accepted(std::iter::once(first).chain(others).collect()))
             }
-            Some((first, RuleAction::Deny)) => Outcome::Decided(Ground::Denied(first)),
+            Some((first, RuleAction::Deny | RuleAction::Reject)) => Outcome::Decided(Ground::Denied(first)),
             None if isolates => Outcome::Decided(Ground::NoRuleMatched),
             Some((rule, RuleAction::Audit)) => Outcome::Next(Some(rule)),
             Some((_, RuleAction::Next)) | None => Outcome::Next(None),

@@ -5,6 +5,7 @@ mod sets;
 
 use std::collections::HashSet;
 
+use crate::plan::Backend;
 use crate::rule::{Action, Base, Chain, Hook, Ruleset, Table, TableKind};
 use parts::rule_problem;
 
@@ -78,22 +79,31 @@ pub enum Invalid {
     },
 }
 
-/// Checks references, circles and the parts of each rule.
+/// Checks references, circles and the parts of each rule, for both backends.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn check(ruleset: &Ruleset) -> Result<(), Invalid> {
+    // Where it takes a reject, nf_tables does so, too.
+    check_for(ruleset, Backend::Iptables)
+}
+
+/// The same for a ruleset that is made for one backend.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check_for(ruleset: &Ruleset, backend: Backend) -> Result<(), Invalid> {
     let mut tables = HashSet::new();
     for table in &ruleset.tables {
         if !tables.insert(table.kind) {
             return Err(Invalid::Duplicate { what: format!("table {}", table.kind) });
         }
-        check_table(table)?;
+        check_table(table, backend)?;
     }
     sets::check_sets(ruleset)
 }
 
-fn check_table(table: &Table) -> Result<(), Invalid> {
+fn check_table(table: &Table, backend: Backend) -> Result<(), Invalid> {
     let mut names = HashSet::new();
     for name in table.chains.iter().map(|c| &c.name).chain(table.sets.iter().map(|s| &s.name)) {
         if !names.insert(name) {
@@ -107,8 +117,7 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
                 return Err(Invalid::Name { table: table_name(), chain: name() });
             }
             Some(Base { hook, priority, .. })
-                if chain.name != hook.name()
-                    && !(chain.is_late() && priority > table.kind.priority(hook)) =>
+                if chain.name != hook.name() && !(chain.is_late() && priority > before_late(table, hook)) =>
             {
                 return Err(Invalid::BaseName { table: table_name(), chain: name(), hook });
             }
@@ -132,7 +141,17 @@ fn check_table(table: &Table) -> Result<(), Invalid> {
             return Err(Invalid::Loop { table: table.kind.to_string(), chain: name.to_owned() });
         }
     }
-    misplaced_reject(table).map_or(Ok(()), Err)
+    misplaced_reject(table, backend).map_or(Ok(()), Err)
+}
+
+/// The priority that a late chain at a hook exceeds: that of the table's other chain there, if there is one.
+fn before_late(table: &Table, hook: Hook) -> i32 {
+    let others = table.chains.iter().filter(|chain| !chain.is_late()).filter_map(|chain| chain.base);
+    others
+        .filter(|base| base.hook == hook)
+        .map(|base| base.priority)
+        .next()
+        .unwrap_or(table.kind.priority(hook))
 }
 
 /// Names may come from data. iptables holds 28 bytes (`XT_EXTENSION_MAXNAMELEN`), and shows them in capitals.
@@ -146,10 +165,15 @@ pub(crate) fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase()) && name.len() <= 63 && name.bytes().all(plain)
 }
 
-/// Rejects that packets meet where the kernel does not take them (`nft_reject_inet_validate`, xt_REJECT).
-fn misplaced_reject(table: &Table) -> Option<Invalid> {
-    let rejects = |base: Base| matches!(base.hook, Hook::Input | Hook::Forward | Hook::Output);
-    let in_filter = table.kind == TableKind::Filter;
+/// Rejects that packets meet where the kernel does not take them (`nft_reject_inet_validate`, xt_REJECT). nf_tables has no tables for some purpose, and
+/// since Linux 5.9 takes a reject where packets arrive.
+fn misplaced_reject(table: &Table, backend: Backend) -> Option<Invalid> {
+    let rejects = |base: Base| match base.hook {
+        Hook::Input | Hook::Forward | Hook::Output => true,
+        Hook::Prerouting => backend == Backend::Nftables,
+        Hook::Postrouting => false,
+    };
+    let in_filter = table.kind == TableKind::Filter || backend == Backend::Nftables;
     let bases =
         table.chains.iter().filter(|chain| !in_filter || chain.base.is_some_and(|base| !rejects(base)));
     let mut reached: Vec<&Chain> = bases.collect();
@@ -159,7 +183,10 @@ fn misplaced_reject(table: &Table) -> Option<Invalid> {
         for (index, rule) in chain.rules.iter().enumerate() {
             if let Action::Reject(_) = rule.action {
                 let place = format!("{}/{}", table.kind, chain.name);
-                let problem = "a reject outside of the filter table's input, forward and output";
+                let problem = match backend {
+                    Backend::Nftables => "a reject where packets leave",
+                    Backend::Iptables => "a reject outside of the filter table's input, forward and output",
+                };
                 return Some(Invalid::Rule { place, index, problem });
             }
             for next in table.targets(rule).into_iter().filter_map(|target| table.chain(target)) {

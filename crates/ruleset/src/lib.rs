@@ -19,7 +19,7 @@ mod rule;
 pub mod set;
 
 pub use change::TableDelta;
-pub use check::{Invalid, check};
+pub use check::{Invalid, check, check_for};
 pub use plan::{Backend, Plan, Routing, Transaction};
 pub use rule::{
     ALL_BITS, Action, Base, Chain, ChainKind, Counting, CtState, Families, Family, Hook, KnownChain, Limit,

@@ -6,8 +6,9 @@ use kernel::Kernel;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use netns::{Inside, Netns};
+use policy::compile::no_iptables_answers;
 use policy::guard::no_rules;
-use ruleset::{Backend, Plan};
+use ruleset::{Backend, Plan, Ruleset};
 
 use super::host_side::{in_host, iptables_of_the_node};
 
@@ -23,6 +24,11 @@ pub(super) struct PolicedPlaces {
 
 /// Names of what is there, or was; and what could not be looked at or removed.
 pub(super) type KernelNames = (Vec<String>, Vec<String>);
+
+/// Whose rules enforce policies. A pod has none of the second.
+fn owners() -> [Ruleset; 2] {
+    [no_rules(), no_iptables_answers()]
+}
 
 // === impl PolicedPlaces ===
 
@@ -46,8 +52,9 @@ impl PolicedPlaces {
 
     pub(super) fn look(&self) -> KernelNames {
         self.each(|inside, kernel| {
-            let plan = Plan::of_layer(Backend::Nftables, no_rules());
-            kernel.exists(inside, &plan).map_err(|error| fault::chain(&error))
+            let exists = |owner| kernel.exists(inside, &Plan::of_layer(Backend::Nftables, owner));
+            let found = owners().into_iter().map(exists).collect::<Result<Vec<_>, _>>();
+            found.map(|found| found.contains(&true)).map_err(|error| fault::chain(&error))
         })
     }
 
@@ -58,8 +65,10 @@ impl PolicedPlaces {
             return (found, errors);
         }
         self.each(|inside, kernel| {
-            let change = kernel.leave(inside, &no_rules()).map_err(|error| fault::chain(&error))?;
-            Ok(change != kernel::Change::None)
+            let leave = |owner| kernel.leave(inside, &owner);
+            let left = owners().into_iter().map(leave).collect::<Result<Vec<_>, _>>();
+            let left = left.map_err(|error| fault::chain(&error))?;
+            Ok(left.iter().any(|change| *change != kernel::Change::None))
         })
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kernel::iptables::{self, Iptables};
 use kernel::nft::{LogCount, LogCounts};
 use netns::Host;
-use policy::compile::{LogMark, POLICY_OWNER, denying_chain, is_denying_chain};
+use policy::compile::{LogMark, POLICY_OWNER, is_denying_chain};
 use ruleset::iptables::own_chain_name;
 use ruleset::{Backend, TableKind};
 
@@ -14,8 +14,8 @@ use ruleset::{Backend, TableKind};
 const FEW_CLASSES: usize = 16;
 /// How often programs read counters of iptables while something is denied.
 const BETWEEN_PROGRAMS: Duration = Duration::from_secs(2);
-/// What names of chains begin with.
-const CHAINS: &str = "istio-np-";
+/// What names of chains begin with, those that drop and those that answer.
+const CHAINS: &str = "istio-n";
 
 /// See the module.
 pub(super) enum DenialCounts {
@@ -70,9 +70,9 @@ impl DenialCounts {
             _ if marks.is_empty() => return Ok(BTreeMap::new()),
             Self::Nftables(counts) if marks.len() <= FEW_CLASSES => {
                 let mut found = Vec::new();
-                let classes: BTreeSet<u64> = marks.iter().map(|mark| mark.class).collect();
-                for class in classes {
-                    found.extend(counts.read(Some(&denying_chain(class)))?);
+                let chains: BTreeSet<String> = marks.iter().map(|mark| mark.chain()).collect();
+                for chain in chains {
+                    found.extend(counts.read(Some(&chain))?);
                 }
                 let mut found = by_mark(found);
                 found.retain(|mark, _| marks.contains(mark));

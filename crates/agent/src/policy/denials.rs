@@ -44,8 +44,6 @@ pub(crate) struct DenialParts {
     pub(crate) cluster: Cluster,
     /// Says where the node's network namespace is.
     pub(crate) config: AmbientConfig,
-    /// Whether senders of denied packets are told.
-    pub(crate) rejects: bool,
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
     /// Of connections that end when they are denied; nothing where they go on.
@@ -184,7 +182,7 @@ impl DenialReader {
     /// Takes all that was logged in a namespace, and what was denied there without a log.
     async fn hear(&self, place: u64, mut source: DenialSource) -> Result<DenialSource, DeafError> {
         loop {
-            let mut batch = DenialBatch::new(source.point, place, self.parts.rejects, source.node.clone());
+            let mut batch = DenialBatch::new(source.point, place, source.node.clone());
             let read = source.read(&mut batch)?;
             self.parts.book.lose(read.lost);
             if let Some(audit) = &self.parts.audit {

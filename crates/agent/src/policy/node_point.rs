@@ -9,10 +9,13 @@ use std::sync::Arc;
 use enforcement::{PointCharge, PointError, PointLook, PolicyConfig, PolicyPoint, Waker};
 use kernel::nft::Thoroughness;
 use kernel::{Change, PartedError, PartedRules};
-use policy::compile::{EgressToOwnNode, EnforcementSettings, Established, NodeRules};
+use policy::compile::{
+    DenialAnswer, EgressToOwnNode, EnforcementSettings, Established, NodeRules, iptables_answers,
+    no_iptables_answers,
+};
 use policy::guard::no_rules;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
-use ruleset::{Backend, TableKind};
+use ruleset::{Backend, Contents, TableKind};
 use telemetry::Scope;
 use tokio::sync::Notify;
 
@@ -29,6 +32,8 @@ pub(crate) struct NodePoint {
     backend: Option<Backend>,
     /// Opened when it is needed.
     table: Option<WatchedTable>,
+    /// What answers in iptables; opened when it is needed.
+    answers: Option<PartedRules>,
     /// Whether the other backend was looked at.
     is_alone: bool,
     /// Whether the kernel has the rules.
@@ -51,6 +56,7 @@ pub(crate) fn node_settings(config: &PolicyConfig) -> EnforcementSettings {
             true => EgressToOwnNode::Judge,
             false => EgressToOwnNode::Allow,
         },
+        answer: if config.rejects { DenialAnswer::Always } else { DenialAnswer::Never },
         ..EnforcementSettings::default()
     }
 }
@@ -68,8 +74,18 @@ pub(crate) fn remove(config: &AmbientConfig) -> Result<Change, PointError> {
 }
 
 fn remove_from(config: &AmbientConfig, backend: Backend) -> Result<Change, PointError> {
-    let removed = open(config, backend)?.and_then(|mut table| table.remove());
-    match removed {
+    let removed = remove_parts(open(config, backend)?)?;
+    if backend == Backend::Iptables {
+        return Ok(match remove_parts(open_answers(config)?)? {
+            Change::None => removed,
+            other => other,
+        });
+    }
+    Ok(removed)
+}
+
+fn remove_parts(opened: Result<PartedRules, PartedError>) -> Result<Change, PointError> {
+    match opened.and_then(|mut table| table.remove()) {
         Ok(change) => Ok(change),
         // A kernel without the backend has nothing of ours in it.
         Err(error) if error.is_unsupported() => Ok(Change::None),
@@ -80,6 +96,13 @@ fn remove_from(config: &AmbientConfig, backend: Backend) -> Result<Change, Point
 fn open(config: &AmbientConfig, backend: Backend) -> Result<Result<PartedRules, PartedError>, PointError> {
     let host = open_host(config).map_err(PointError::new)?;
     Ok(PartedRules::open(host, backend, config.iptables(), no_rules(), TableKind::Mangle))
+}
+
+/// What answers in iptables, which stands in a table of its own. Nothing of policies depends on it.
+fn open_answers(config: &AmbientConfig) -> Result<Result<PartedRules, PartedError>, PointError> {
+    let host = open_host(config).map_err(PointError::new)?;
+    let (owner, kind) = (no_iptables_answers(), TableKind::Filter);
+    Ok(PartedRules::open(host, Backend::Iptables, config.iptables(), owner, kind))
 }
 
 // === impl NodePoint ===
@@ -94,8 +117,9 @@ impl NodePoint {
     ) -> Self {
         let rules = NodeRules::new(settings);
         let told = BTreeSet::new();
-        let (backend, table) = (None, None);
-        Self { config, settings, disturbed, log, rules, backend, table, is_alone: false, loaded: false, told }
+        let (backend, table, answers) = (None, None, None);
+        let (is_alone, loaded) = (false, false);
+        Self { config, settings, disturbed, log, rules, backend, table, answers, is_alone, loaded, told }
     }
 
     fn backend(&mut self) -> Result<Backend, PointError> {
@@ -124,8 +148,35 @@ impl NodePoint {
         self.warn();
         let change = ensured.map_err(PointError::new)?;
         self.loaded = true;
+        let answers = self.ensure_answers(thoroughness)?;
         self.leave_other_backend()?;
-        Ok(change)
+        Ok(if change == Change::None { answers } else { change })
+    }
+
+    /// What iptables needs to answer, beside the rules that say what is answered.
+    fn ensure_answers(&mut self, thoroughness: Thoroughness) -> Result<Change, PointError> {
+        if self.backend()? != Backend::Iptables {
+            return Ok(Change::None);
+        }
+        let is_first = self.answers.is_none();
+        let mut opened = match self.answers.take() {
+            Some(opened) => opened,
+            None => open_answers(&self.config)?.map_err(PointError::new)?,
+        };
+        let ensured = match self.settings.answer {
+            DenialAnswer::Never if is_first => opened.remove(),
+            DenialAnswer::Never => Ok(Change::None),
+            _ => opened.ensure(&iptables_answers(), &Contents::default(), thoroughness),
+        };
+        self.answers = Some(opened);
+        ensured.map_err(PointError::new)
+    }
+
+    /// Whether it is known without a comparison that nothing is other than it should be.
+    fn is_undisturbed(&mut self) -> Result<bool, PointError> {
+        let answers = self.answers.as_ref().filter(|_| self.settings.answer != DenialAnswer::Never);
+        let answers = answers.map_or(Ok(true), PartedRules::is_undisturbed).map_err(PointError::new)?;
+        Ok(answers && self.table()?.is_undisturbed().map_err(PointError::new)?)
     }
 
     /// Removes once what an agent left in the backend that does not program the node any more.
@@ -181,6 +232,9 @@ impl PolicyPoint for NodePoint {
         if !self.rules.has_pods() {
             self.loaded = false;
             self.table()?.remove().map_err(PointError::new)?;
+            if self.backend()? == Backend::Iptables {
+                remove_parts(open_answers(&self.config)?)?;
+            }
             return self.leave_other_backend();
         }
         self.ensure(index, Thoroughness::Everything)?;
@@ -225,7 +279,7 @@ impl PolicyPoint for NodePoint {
             }
         };
         let others = heard.lost || heard.commits.iter().any(|commit| !commit.is_own());
-        let others = others && !self.table()?.is_undisturbed().map_err(PointError::new)?;
+        let others = others && !self.is_undisturbed()?;
         let thoroughness = match look {
             PointLook::Everything => Thoroughness::Everything,
             PointLook::Disturbed if others => Thoroughness::Rules,

@@ -20,6 +20,7 @@ use kernel::watch::KeptSockets;
 use kernel::{Change, Choice};
 use netns::Netns;
 use netns::find::SearchRoots;
+use policy::compile::DenialAnswer;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 use ruleset::Backend;
 use telemetry::Scope;
@@ -48,6 +49,8 @@ pub(crate) struct PodPointParts {
     pub(crate) choice: Choice,
     /// Most elements of the sets of a pod.
     pub(crate) most_elements: usize,
+    /// Which denied packets are answered.
+    pub(crate) answer: DenialAnswer,
     /// Runtime classes that use the kernel's network stack.
     pub(crate) kernel_network_runtime_classes: Vec<String>,
     /// The pods that a plugin may have guarded before there was an agent.
@@ -175,7 +178,8 @@ impl PodPointKeeper {
             Choice::Auto if lacks_nftables(&parts.proc_root) => Backend::Iptables,
             Choice::Auto => Backend::Nftables,
         };
-        let book = Mutex::new(PodBook::new(backend, vec![PROBE_V4.into(), PROBE_V6.into()]));
+        let book = PodBook::new(backend, vec![PROBE_V4.into(), PROBE_V6.into()]);
+        let book = Mutex::new(book.answering(parts.answer, kernel::nft::rejects_arriving()));
         Arc::new(Self {
             parts,
             book,

@@ -94,10 +94,6 @@ impl SharedParts<'_> {
     ) -> Option<(Policies, Arc<PodPointKeeper>)> {
         let policy = self.config.policy.clone()?;
         let (disturbed, log) = (Arc::new(Notify::new()), self.journal.scope("policy"));
-        if policy.rejects {
-            let text = "POLICY_DENY=reject does nothing yet: what policies deny is dropped without an answer";
-            log.warn(text, &[]);
-        }
         let (ambient, settings, of_node) = (self.config.ambient.clone(), node_settings(&policy), log.clone());
         let told = disturbed.clone();
         let node_point = move || -> Box<dyn PolicyPoint> {
@@ -114,6 +110,7 @@ impl SharedParts<'_> {
             backends: Arc::new(Backends::new(|| self.config.ambient.iptables(), &self.config.run_dir)),
             choice: self.config.choice,
             most_elements: policy.pod_point_max,
+            answer: settings.answer,
             kernel_network_runtime_classes: self.config.kernel_network_runtime_classes.clone(),
             started: started(self.config.run_dir.clone()),
             proc_root: self.config.proc_root.clone(),
@@ -169,8 +166,6 @@ impl SharedParts<'_> {
             book: Arc::new(DenialBook::new(&self.config.node, run)),
             cluster: self.cluster.clone(),
             config: self.config.ambient.clone(),
-            // What policies deny is dropped without an answer.
-            rejects: false,
             narrowed: self.narrowed(),
             audit: self.audit(),
             events: self.events.clone(),

@@ -37,8 +37,6 @@ pub struct DenialBatch {
     pub(super) point: EnforcementPoint,
     /// The namespace, for what its rules have counted.
     pub(super) place: u64,
-    /// Whether senders are told.
-    pub(super) rejected: bool,
     /// Addresses of the own node.
     pub(super) node: Arc<[IpAddr]>,
     pub(super) flows: BTreeMap<DeniedFlow, FlowTally>,
@@ -73,9 +71,9 @@ pub(super) struct FlowTally {
 
 impl DenialBatch {
     /// Without packets. `place` is the namespace; `node` the addresses of the own node.
-    pub fn new(point: EnforcementPoint, place: u64, rejected: bool, node: Arc<[IpAddr]>) -> Self {
+    pub fn new(point: EnforcementPoint, place: u64, node: Arc<[IpAddr]>) -> Self {
         let (flows, received, counted) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { point, place, rejected, node, flows, received, counted }
+        Self { point, place, node, flows, received, counted }
     }
 
     /// One more packet.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use policy::compile::LogMark;
+use policy::compile::{LogMark, LoggedFate};
 use rundir::denials::{DenialRecord, DenialsReport};
 use telemetry::time_text;
 
@@ -141,8 +141,8 @@ impl DenialBook {
     /// Those classes of a namespace. Nothing of them is underway.
     pub fn silent(&self, place: u64, now: Instant) -> Vec<LogMark> {
         let state = self.state();
-        let [first, last] = [(u64::MIN, false), (u64::MAX, true)]
-            .map(|(class, is_tried_out)| (place, LogMark { class, is_tried_out }));
+        let [first, last] = [(u64::MIN, LoggedFate::Dropped), (u64::MAX, LoggedFate::Passed)]
+            .map(|(class, fate)| (place, LogMark { class, fate }));
         let of_place = state.tallies.range(first..=last);
         of_place.filter(|(_, tally)| tally.is_silent(now)).map(|((_, mark), _)| *mark).collect()
     }
@@ -195,7 +195,7 @@ impl DenialBook {
         let mut denied = BTreeMap::new();
         for ((_, mark), tally) in &self.state().tallies {
             // What is only tried out has passed.
-            if !mark.is_tried_out {
+            if !mark.is_tried_out() {
                 *denied.entry(mark.class).or_default() += tally.denied;
             }
         }

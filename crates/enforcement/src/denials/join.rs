@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use facts::networkpolicy::PolicyProtocol;
-use policy::compile::log_number;
+use policy::compile::{LoggedFate, log_number};
 use policy::index::{PolicyClass, PolicyEffect, PolicyIndex};
 use policy::terms::{PolicyName, PolicyTerms, Section};
 use policy::{PolicyPod as _, Traffic, TrafficDirection, World as _, nearest_miss};
@@ -69,11 +69,11 @@ pub(crate) fn join(
 ) -> Vec<DenialRecord> {
     let record = |(flow, tally): (&DeniedFlow, &FlowTally)| {
         let class = flow.mark.and_then(|mark| classes.find(mark.class));
-        let is_tried_out = flow.mark.is_some_and(|mark| mark.is_tried_out);
-        let (kind, verdict) = match (is_tried_out, batch.rejected) {
-            (true, _) => (POLICY_WOULD_DENY, "AUDIT"),
-            (false, true) => (POLICY_VIOLATION, "REJECTED"),
-            (false, false) => (POLICY_VIOLATION, "DROPPED"),
+        let fate = flow.mark.map_or(LoggedFate::Dropped, |mark| mark.fate);
+        let (kind, verdict) = match fate {
+            LoggedFate::Passed => (POLICY_WOULD_DENY, "AUDIT"),
+            LoggedFate::Answered => (POLICY_VIOLATION, "REJECTED"),
+            LoggedFate::Dropped => (POLICY_VIOLATION, "DROPPED"),
         };
         let end = |address, port| end(batch, world, own_node, address, port);
         let egress =
@@ -83,7 +83,7 @@ pub(crate) fn join(
             end_time: time_text(tally.last),
             kind: kind.to_owned(),
             verdict: verdict.to_owned(),
-            allowed: is_tried_out,
+            allowed: fate == LoggedFate::Passed,
             traffic_direction: if egress { "EGRESS" } else { "INGRESS" }.to_owned(),
             reporter: if egress { "src" } else { "dst" }.to_owned(),
             source: Some(end(flow.source, tally.source_port)),
@@ -136,7 +136,7 @@ fn policies(
     };
     // Where it has changed since, which of them it was is not known any more.
     let tried: Vec<&PolicyTerms> = index.tried_out(class).collect();
-    let only = flow.mark.is_some_and(|mark| mark.is_tried_out && !tried.is_empty()).then_some(tried);
+    let only = flow.mark.is_some_and(|mark| mark.is_tried_out() && !tried.is_empty()).then_some(tried);
     let selecting: Vec<&PolicyName> = match &only {
         Some(tried) => tried.iter().map(|terms| &terms.name).collect(),
         None => class.policies.iter().collect(),

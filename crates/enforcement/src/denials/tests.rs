@@ -1,13 +1,13 @@
 use std::time::{Duration, Instant, SystemTime};
 
-use policy::compile::LogMark;
+use policy::compile::{LogMark, LoggedFate};
 use rundir::denials::{DenialEnd, DenialRecord, DenyingPolicies, NearRule, POLICY_WOULD_DENY};
 
 use super::*;
 use crate::point::EnforcementPoint;
 
-const DENIES: LogMark = LogMark { class: 7, is_tried_out: false };
-const WOULD_DENY: LogMark = LogMark { class: 7, is_tried_out: true };
+const DENIES: LogMark = LogMark { class: 7, fate: LoggedFate::Dropped };
+const WOULD_DENY: LogMark = LogMark { class: 7, fate: LoggedFate::Passed };
 
 fn packet(port: u16) -> DeniedPacket {
     DeniedPacket {
@@ -22,7 +22,7 @@ fn packet(port: u16) -> DeniedPacket {
 }
 
 fn batch(ports: &[u16], counted: u64) -> DenialBatch {
-    let mut batch = DenialBatch::new(EnforcementPoint::Node, 0, false, [].into());
+    let mut batch = DenialBatch::new(EnforcementPoint::Node, 0, [].into());
     ports.iter().for_each(|port| batch.add(packet(*port), SystemTime::now()));
     batch.count(DENIES, counted);
     batch
@@ -30,7 +30,7 @@ fn batch(ports: &[u16], counted: u64) -> DenialBatch {
 
 /// Of policies that are only tried out, by a backend whose counters are read now and then.
 fn tried_out(packets: u64, counted: Option<u64>) -> DenialBatch {
-    let mut batch = DenialBatch::new(EnforcementPoint::Node, 0, false, [].into());
+    let mut batch = DenialBatch::new(EnforcementPoint::Node, 0, [].into());
     (0..packets)
         .for_each(|_| batch.add(DeniedPacket { mark: Some(WOULD_DENY), ..packet(80) }, SystemTime::now()));
     counted.into_iter().for_each(|counted| batch.count(WOULD_DENY, counted));

@@ -87,6 +87,16 @@ impl Release {
     }
 }
 
+/// Whether the running kernel takes a reject where packets arrive.
+#[must_use]
+pub fn rejects_arriving() -> bool {
+    Release::running().is_none_or(takes_arriving_rejects)
+}
+
+pub(super) fn takes_arriving_rejects(release: Release) -> bool {
+    release >= Release(5, 9)
+}
+
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Linux {}.{}", self.0, self.1)

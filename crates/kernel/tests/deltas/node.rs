@@ -19,6 +19,8 @@ use testkit::probe::{Flow, Listener, Listeners};
 
 use crate::support::{Way, sh};
 
+#[path = "node/answers.rs"]
+mod answers;
 #[path = "node/cost.rs"]
 mod cost;
 #[path = "node/drift.rs"]
@@ -161,7 +163,7 @@ impl Lab {
 
     fn ensure(&mut self, thoroughness: Thoroughness) -> Change {
         let (rules, contents) = (self.ruleset(), self.rules.contents(&self.index));
-        ruleset::check(&rules).unwrap();
+        ruleset::check_for(&rules, self.settings.backend).unwrap();
         self.table.ensure(&rules, &contents, thoroughness).unwrap()
     }
 

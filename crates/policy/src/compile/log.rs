@@ -2,12 +2,15 @@
 
 use ruleset::{Action, Limit};
 
+use super::answer::ChainRole;
 use crate::index::PolicyClass;
 
 /// The group of nfnetlink_log.
 pub const LOG_GROUP: u16 = 115;
 /// What the prefix of an entry begins with. The number of the class follows, see [`log_number`].
 pub const LOG_PREFIX: &str = "ic1:";
+/// The same of what is denied and answered.
+pub const ANSWERED_PREFIX: &str = "ic1r:";
 /// What the prefix begins with of what is only tried out: it would be denied.
 pub const AUDIT_PREFIX: &str = "ic1a:";
 /// Of a class.
@@ -34,8 +37,19 @@ pub fn log_number_text(number: u64) -> String {
 pub struct LogMark {
     /// The number of the class, see [`log_number`].
     pub class: u64,
-    /// Whether it is only tried out what the class says: the packet passes.
-    pub is_tried_out: bool,
+    /// What becomes of the packet.
+    pub fate: LoggedFate,
+}
+
+/// What becomes of a packet that is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LoggedFate {
+    /// It is dropped.
+    Dropped,
+    /// It is dropped, and its sender is told.
+    Answered,
+    /// It passes: it is only tried out what the class says.
+    Passed,
 }
 
 // === impl LogMark ===
@@ -43,11 +57,22 @@ pub struct LogMark {
 impl LogMark {
     /// From a prefix, if it is one of ours.
     pub fn read(prefix: &str) -> Option<Self> {
-        let (number, is_tried_out) = match prefix.strip_prefix(AUDIT_PREFIX) {
-            Some(number) => (number, true),
-            None => (prefix.strip_prefix(LOG_PREFIX)?, false),
-        };
-        Some(Self { class: hexadecimal(number)?, is_tried_out })
+        let [dropped, answered, passed] = [LOG_PREFIX, ANSWERED_PREFIX, AUDIT_PREFIX]
+            .map(|beginning| prefix.strip_prefix(beginning).and_then(hexadecimal));
+        let mark = |fate| move |class| Self { class, fate };
+        let dropped = dropped.map(mark(LoggedFate::Dropped));
+        dropped.or(answered.map(mark(LoggedFate::Answered))).or(passed.map(mark(LoggedFate::Passed)))
+    }
+
+    /// Whether it is only tried out what the class says: the packet passes.
+    pub fn is_tried_out(self) -> bool {
+        self.fate == LoggedFate::Passed
+    }
+
+    /// The chain whose last rules count and log such packets.
+    pub fn chain(self) -> String {
+        let role = if self.fate == LoggedFate::Answered { ChainRole::Answer } else { ChainRole::Decide };
+        format!("{}{:016x}-n", role.beginning(), self.class)
     }
 
     /// The prefix.
@@ -57,15 +82,10 @@ impl LogMark {
     }
 }
 
-/// The chain of a class by its number, whose last rule counts what it denies, or would deny.
-pub fn denying_chain(number: u64) -> String {
-    format!("istio-np-{number:016x}-n")
-}
-
-/// Whether this is a [`denying_chain`].
+/// Whether it is the [`LogMark::chain`] of some mark.
 pub fn is_denying_chain(chain: &str) -> bool {
-    let number = chain.strip_prefix("istio-np-").and_then(|rest| rest.strip_suffix("-n"));
-    number.and_then(hexadecimal).is_some()
+    let number = ChainRole::ALL.iter().find_map(|role| chain.strip_prefix(role.beginning()));
+    number.and_then(|rest| rest.strip_suffix("-n")).and_then(hexadecimal).is_some()
 }
 
 fn hexadecimal(number: &str) -> Option<u64> {

@@ -22,6 +22,7 @@ use ruleset::{
     Table, TableKind,
 };
 
+use super::answer::{ChainRole, DenialAnswer};
 use super::rules::key_type;
 use super::{KNOWN_CHAINS, LeftOut, POLICY_OWNER};
 use crate::index::{
@@ -40,6 +41,8 @@ pub struct EnforcementSettings {
     pub established: Established,
     /// What pods may reach of their own node.
     pub egress_to_own_node: EgressToOwnNode,
+    /// Which denied packets are answered.
+    pub answer: DenialAnswer,
 }
 
 impl Default for EnforcementSettings {
@@ -49,6 +52,7 @@ impl Default for EnforcementSettings {
             backend: Backend::Nftables,
             established: Established::default(),
             egress_to_own_node: EgressToOwnNode::default(),
+            answer: DenialAnswer::default(),
         }
     }
 }
@@ -94,13 +98,16 @@ pub struct NodeRules {
     /// The pods that have an address.
     claims: BTreeMap<IpAddr, BTreeSet<LocalName>>,
     /// Where addresses of isolated pods lead.
-    leads: BTreeMap<(TrafficDirection, IpAddr), MapVerdict>,
+    leads: BTreeMap<LeadPlace, MapVerdict>,
     classes: BTreeMap<Arc<PolicyClass>, NodeClass>,
     /// Whose the names in the kernel are.
     names: BTreeMap<u64, Arc<PolicyClass>>,
     /// Sets of blocks by their names, and in how many classes each is.
     blocks: BTreeMap<Cow<'static, str>, (Set, usize)>,
 }
+
+/// Which chains, in which direction, an address of a pod leads to. In iptables the same sets lead to those that answer as to the others.
+type LeadPlace = (ChainRole, TrafficDirection, IpAddr);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct NodePod {
@@ -186,9 +193,9 @@ impl NodeRules {
     fn own_contents(&self) -> Contents {
         let mut contents = Contents::default();
         let mut deltas: BTreeMap<String, SetDelta> = BTreeMap::new();
-        for ((direction, address), verdict) in &self.leads {
+        for ((role, direction, address), verdict) in &self.leads {
             let (family, backend) = (Family::of_address(*address), self.settings.backend);
-            let isolated = deltas.entry(base::isolated(*direction, family).into()).or_default();
+            let isolated = deltas.entry(base::isolated(*role, *direction, family).into()).or_default();
             match backend {
                 Backend::Nftables => isolated.add(lead(*address, verdict.clone())),
                 Backend::Iptables => {
@@ -229,10 +236,22 @@ impl NodeRules {
     /// The chains that lead to these.
     fn dispatches(&self) -> impl Iterator<Item = Chain> {
         let directions = [TrafficDirection::Egress, TrafficDirection::Ingress].into_iter();
-        directions.filter(|_| self.settings.backend == Backend::Iptables).map(|direction| {
+        directions.filter(|_| self.settings.backend == Backend::Iptables).flat_map(|direction| {
             let entries = self.entries().filter(|(of, _)| *of == direction);
-            base::dispatch(direction, entries.map(|(_, entry)| entry))
+            let deciding = base::dispatch(direction, entries.map(|(_, entry)| entry));
+            let answers = self.settings.answer != DenialAnswer::Never;
+            let answering = answers.then(|| base::answering_dispatch(direction, self.answering(direction)));
+            std::iter::once(deciding).chain(answering)
         })
+    }
+
+    /// The chains by which classes of a direction are entered whose denials are answered, each with the one that answers.
+    fn answering(
+        &self,
+        direction: TrafficDirection,
+    ) -> impl Iterator<Item = (&Cow<'static, str>, &Cow<'static, str>)> {
+        let classes = self.names.values().filter(move |class| class.direction == direction);
+        classes.filter_map(|class| self.classes.get(class)).flat_map(NodeClass::answering)
     }
 
     /// Gives the name of a class to another one.
@@ -243,14 +262,20 @@ impl NodeRules {
 
     /// Where an address of a pod leads in a direction; nothing where no policy isolates it. Of pods that claim the same address those count that are
     /// isolated.
-    fn lead_of(&self, direction: TrafficDirection, address: IpAddr) -> Option<MapVerdict> {
+    fn lead_of(&self, (role, direction, address): LeadPlace) -> Option<MapVerdict> {
+        if role == ChainRole::Answer && self.settings.backend == Backend::Iptables {
+            return None;
+        }
         let claimants = self.claims.get(&address)?.iter().rev();
         let mut leads = claimants.filter_map(|pod| {
             let pod = self.pods.get(pod)?;
             let class = self.classes.get(pod.classes.of_direction(direction)?);
-            Some(class.map_or(MapVerdict::Drop, |class| class.lead(pod.tunnel)))
+            Some(class.map_or_else(
+                || (role == ChainRole::Decide).then_some(MapVerdict::Drop),
+                |class| class.lead(role, pod.tunnel),
+            ))
         });
-        leads.next()
+        leads.next().flatten()
     }
 }
 

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use facts::networkpolicy::Entries;
 use ruleset::{Action, Chain, Family, KeyType, Match, Rule, Set};
 
+use super::answer::{ANSWER_CHAIN, ChainRole, DenialAnswer};
 use super::conditions::{RuleCondition, anything, both, numbered, side, why};
 use super::left::{LeftOut, LeftOutReason};
-use super::log::{AUDIT_PREFIX, LOG_PREFIX, log};
+use super::log::{ANSWERED_PREFIX, AUDIT_PREFIX, LOG_PREFIX, log};
 use super::parts::{PeerParts, PortParts};
 use super::{KeptSet, MAX_CLASS_PREFIXES, MAX_CLASS_RULES, chain_name, rule_chain_name};
 use crate::index::{NamedRoom, PeerSet, PolicyClass, PolicyIndex};
@@ -28,12 +29,15 @@ pub(super) struct Compiler<'i> {
     logs: bool,
     /// Whether what is allowed returns to where the class was asked, and does not end there.
     returns: bool,
+    role: ChainRole,
+    answer: DenialAnswer,
     left_out: Vec<LeftOut>,
 }
 
 /// The rules of a class so far.
 struct ClassRules<'c> {
     class: &'c PolicyClass,
+    role: ChainRole,
     /// Chains of rules that have several peers and ports.
     apart: Vec<Chain>,
     /// How many rules a packet may meet beside those that there are.
@@ -62,6 +66,8 @@ impl<'i> Compiler<'i> {
             blocks: BTreeMap::new(),
             logs: false,
             returns: false,
+            role: ChainRole::Decide,
+            answer: DenialAnswer::Never,
             left_out: Vec::new(),
         }
     }
@@ -81,14 +87,34 @@ impl<'i> Compiler<'i> {
         Self { logs: true, ..self }
     }
 
+    /// For the chains that answer.
+    pub(super) fn answering(self, answer: DenialAnswer) -> Self {
+        Self { role: ChainRole::Answer, answer, ..self }
+    }
+
+    /// Whose chains these are.
+    pub(super) fn role(&self) -> ChainRole {
+        self.role
+    }
+
+    /// What is done with what is denied, and what tells of it.
+    pub(super) fn denial(&self, is_answered: bool) -> (Action, Option<&'static str>) {
+        match self.role {
+            ChainRole::Decide => (Action::Drop, Some(LOG_PREFIX)),
+            ChainRole::Answer if is_answered => (Action::Jump(ANSWER_CHAIN.into()), Some(ANSWERED_PREFIX)),
+            // It is dropped further on.
+            ChainRole::Answer => (Action::Accept, None),
+        }
+    }
+
     /// The chains of a class, a section each, in order; and chains that these jump to.
     pub(super) fn class(&mut self, class: &PolicyClass) -> (Vec<Chain>, Vec<Chain>) {
         let index = self.index;
         let (rules, prefixes) = (MAX_CLASS_RULES, MAX_CLASS_PREFIXES);
-        let mut known = ClassRules { class, apart: Vec::new(), rules, prefixes };
+        let mut known = ClassRules { class, role: self.role, apart: Vec::new(), rules, prefixes };
         let mut chains = Vec::new();
         for section in class.policies.chunk_by(|one, other| one.section == other.section) {
-            let name = chain_name(class, section[0].section);
+            let name = chain_name(class, section[0].section, self.role);
             let mut rules = Vec::new();
             for terms in section.iter().filter_map(|name| index.terms(name)) {
                 self.policy(terms, &mut known, &mut rules);
@@ -132,7 +158,7 @@ impl<'i> Compiler<'i> {
             } else {
                 // With less of a denial more would be allowed, and so with less of what another section decides.
                 known.apart.truncate(apart);
-                rules.push(Rule::new(Vec::new(), Action::Drop, place.why));
+                rules.push(Rule::new(Vec::new(), self.denial(false).0, place.why));
             }
             let policy = &terms.name;
             self.left_out.extend(place.left_out.into_iter().map(|reason| LeftOut {
@@ -200,8 +226,9 @@ impl<'i> Compiler<'i> {
     ) -> CompiledRule {
         let (action, told) = match rule.action {
             RuleAction::Accept => (self.pass(), None),
-            RuleAction::Deny => (Action::Drop, Some(LOG_PREFIX)),
-            RuleAction::Audit => (Action::Return, Some(AUDIT_PREFIX)),
+            RuleAction::Deny => self.denial(false),
+            RuleAction::Reject => self.denial(true),
+            RuleAction::Audit => (Action::Return, self.audit()),
             RuleAction::Next => (Action::Return, None),
         };
         CompiledRule {
@@ -218,9 +245,22 @@ impl<'i> Compiler<'i> {
         self.index.terms(name).map(|terms| &**terms)
     }
 
-    /// What is at the end of a section that isolates.
+    /// What tells of what would be denied: once, by the chains that decide.
+    fn audit(&self) -> Option<&'static str> {
+        (self.role == ChainRole::Decide).then_some(AUDIT_PREFIX)
+    }
+
+    /// What is at the end of a section of NetworkPolicies: what none of them allows.
     pub(super) fn denials(&self, class: &PolicyClass) -> Vec<Rule> {
-        denials(class, self.logs, self.index.isolates(class))
+        let (action, told) = match self.index.isolates(class) {
+            true => self.denial(self.answer == DenialAnswer::Always),
+            false => (Action::Return, self.audit()),
+        };
+        let names = class.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let why = format!("no {} rule allows it of {names}", class.direction);
+        let log = told.filter(|_| self.logs).map(|prefix| log(prefix, class));
+        let log = log.map(|log| Rule::new(Vec::new(), log, why.clone()));
+        log.into_iter().chain([Rule::new(Vec::new(), action, why)]).collect()
     }
 }
 
@@ -230,7 +270,7 @@ impl ClassRules<'_> {
     /// Rules that jump by their ports to a chain that goes by peers. Ports by number are of one rule at most for each packet, so that none meets the
     /// peers as often as there are ports; the other way round it could.
     fn apart(&mut self, ports: &[RuleCondition], peers: &[RuleCondition], place: &CompiledRule) -> Vec<Rule> {
-        let name = rule_chain_name(self.class, self.apart.len());
+        let name = rule_chain_name(self.class, self.apart.len(), self.role);
         self.apart.push(regular(name.clone(), place.all(&anything(), peers)));
         ports.iter().map(|(_, matches)| place.with(matches.clone(), Action::Jump(name.clone()))).collect()
     }
@@ -274,16 +314,6 @@ fn met(ports: &PortParts<'_>, peers: &PeerParts<'_>, is_apart: bool, direction: 
 
 pub(super) fn regular(name: Cow<'static, str>, rules: Vec<Rule>) -> Chain {
     Chain { name, base: None, rules, leading: 0 }
-}
-
-/// The end of NetworkPolicies: what none of them allows.
-fn denials(class: &PolicyClass, logs: bool, isolates: bool) -> Vec<Rule> {
-    let names = class.policies.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let why = format!("no {} rule allows it of {names}", class.direction);
-    let prefix = if isolates { LOG_PREFIX } else { AUDIT_PREFIX };
-    let log = logs.then(|| Rule::new(Vec::new(), log(prefix, class), why.clone()));
-    let action = if isolates { Action::Drop } else { Action::Return };
-    log.into_iter().chain([Rule::new(Vec::new(), action, why)]).collect()
 }
 
 pub(super) fn key_type(set: &PeerSet, family: Family) -> KeyType {

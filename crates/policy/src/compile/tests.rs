@@ -1,3 +1,4 @@
+mod answer;
 pub(crate) mod node;
 mod plain;
 

@@ -8,6 +8,7 @@
 use facts::networkpolicy::{Entries, PolicyProtocol, Port};
 use ruleset::{Action, Backend, Base, Chain, ChainKind, Hook, Match, Ports, Protocol, Rule, TableKind};
 
+use super::answer::ChainRole;
 use super::rules::{Compiler, regular};
 use super::{MAX_CLASS_PREFIXES, answers, chain_name};
 use crate::flow::{TUNNEL_PORT, ZTUNNEL_MARK};
@@ -41,15 +42,16 @@ impl Compiler<'_> {
                 for (number, rule) in terms.direction(class.direction).rules.iter().enumerate() {
                     let reach = Reach::of(rule);
                     // What is denied to some of the policy's pods is judged inside.
-                    let denies = rule.action == RuleAction::Deny && rule.own == Entries::Any;
+                    let denies = rule.own == Entries::Any;
+                    let is_answered = rule.action == RuleAction::Reject;
                     let action = match (rule.action, reach) {
-                        (RuleAction::Deny, _) if !denies => continue,
+                        (RuleAction::Deny | RuleAction::Reject, _) if !denies => continue,
                         (_, Reach::Nothing) => continue,
                         (RuleAction::Accept, _) => self.pass(),
                         // Some ports are left, or may be left in the next section.
-                        (RuleAction::Deny, Reach::Some) => continue,
-                        (RuleAction::Deny, Reach::All) if open_ended => Action::Return,
-                        (RuleAction::Deny, Reach::All) => Action::Drop,
+                        (RuleAction::Deny | RuleAction::Reject, Reach::Some) => continue,
+                        (RuleAction::Deny | RuleAction::Reject, Reach::All) if open_ended => Action::Return,
+                        (RuleAction::Deny | RuleAction::Reject, Reach::All) => self.denial(is_answered).0,
                         (RuleAction::Next | RuleAction::Audit, Reach::All) => Action::Return,
                         // Nothing is accepted in this section, so that no later rule is needed by whoever has some port here.
                         (RuleAction::Next | RuleAction::Audit, Reach::Some)
@@ -74,7 +76,10 @@ impl Compiler<'_> {
             if isolates {
                 rules.extend(self.denials(class));
             }
-            outer.push(regular(format!("{}t", chain_name(class, section[0].section)).into(), rules));
+            outer.push(regular(
+                format!("{}t", chain_name(class, section[0].section, self.role())).into(),
+                rules,
+            ));
         }
         TunnelChains { outer, opening, pass: self.pass() }
     }
@@ -137,7 +142,7 @@ pub(super) fn tunnelled(direction: TrafficDirection) -> Match {
 
 /// The jumps to a class's sections, for packets that are as `matches` says. Rules that open the tunnel come before NetworkPolicies.
 pub(super) fn section_jumps(
-    class: &PolicyClass,
+    (class, role): (&PolicyClass, ChainRole),
     sections: &[Chain],
     opening: Option<(&[Rule], &Match)>,
     matches: &[Match],
@@ -145,7 +150,7 @@ pub(super) fn section_jumps(
     let mut rules = Vec::new();
     for section in sections {
         if let Some((opening, inside)) = opening
-            && section.name == chain_name(class, Section::NetworkPolicy)
+            && section.name == chain_name(class, Section::NetworkPolicy, role)
         {
             rules.extend(opening.iter().map(|rule| {
                 let matches = [std::slice::from_ref(inside), &rule.matches].concat();

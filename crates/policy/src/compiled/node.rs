@@ -7,7 +7,9 @@ use ruleset::eval::{Owner, Packet, Verdict, evaluate};
 use ruleset::{Backend, Contents, Hook, Ruleset};
 
 use super::{PointVerdict, indexed, outer, packet, text};
-use crate::compile::{CompiledNode, EgressToOwnNode, EnforcementSettings, Established, compile_node};
+use crate::compile::{
+    CompiledNode, DenialAnswer, EgressToOwnNode, EnforcementSettings, Established, compile_node,
+};
 use crate::{FlowRoute, PlainWorld, PolicyFlow, World as _};
 
 /// The rules of each node of a cluster in its own network namespace.
@@ -84,9 +86,11 @@ pub fn node_plans(world: &PlainWorld, name: &str) -> Vec<Ruleset> {
     let mut plans = Vec::new();
     for established in [Established::Cut, Established::Keep] {
         for egress_to_own_node in [EgressToOwnNode::Judge, EgressToOwnNode::Allow] {
-            let settings =
-                EnforcementSettings { established, egress_to_own_node, ..EnforcementSettings::default() };
-            plans.push(compile_node(&index, settings).rules);
+            for answer in [DenialAnswer::Never, DenialAnswer::OfTenants, DenialAnswer::Always] {
+                let backend = Backend::Nftables;
+                let settings = EnforcementSettings { backend, established, egress_to_own_node, answer };
+                plans.push(compile_node(&index, settings).rules);
+            }
         }
     }
     plans

@@ -75,6 +75,7 @@ pub(super) fn write_rule(rule: &RuleTerms, out: &mut SnapshotWriter) {
     out.word(match rule.action {
         RuleAction::Accept => "accept",
         RuleAction::Deny => "deny",
+        RuleAction::Reject => "reject",
         RuleAction::Audit => "audit",
         RuleAction::Next => "next",
     });
@@ -104,6 +105,7 @@ pub(super) fn read_rule(words: &mut SnapshotWords<'_>) -> Option<RuleTerms> {
     let action = match words.raw()? {
         "accept" => RuleAction::Accept,
         "deny" => RuleAction::Deny,
+        "reject" => RuleAction::Reject,
         "audit" => RuleAction::Audit,
         "next" => RuleAction::Next,
         _ => return None,

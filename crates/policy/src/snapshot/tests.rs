@@ -148,7 +148,7 @@ fn what_is_no_snapshot_says_why() {
     let read = |text: &str| PolicySnapshot::from_bytes(text.as_bytes()).unwrap_err();
     let none = SubjectPod { namespace: "x", labels: None };
     for other in
-        ["", "istio-cni policies 2x", "istio-cni policies 20", "istio-cni policies 1", "istio-cni policies 3"]
+        ["", "istio-cni policies 3x", "istio-cni policies 30", "istio-cni policies 2", "istio-cni policies 4"]
     {
         let text = PINNED.replacen(MAGIC, other, 1);
         assert_eq!(read(&text), SnapshotError::Version, "{other:?}");
@@ -174,7 +174,7 @@ fn what_is_no_snapshot_says_why() {
 
 /// A file with a line of each kind, and in these whatever words there are. Where this has to change, the number in its first line changes with it.
 const PINNED: &str = "\
-istio-cni policies 2
+istio-cni policies 3
 node 192.0.2.1 2001:db8::1
 namespace x 1 kubernetes.io/metadata.name x
 policy admin % a no yes labelled 2 k exists l absent 0

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use facts::networkpolicy::{Entries, PolicyProtocol, Port};
-use facts::tenant::{GrantTarget, TenantDefault, TenantEnforcement, TenantRule};
+use facts::tenant::{DenyMode, GrantTarget, TenantDefault, TenantEnforcement, TenantRule};
 use facts::{NetworkTenant, Selector, TenantGrant};
 use ipnet::IpNet;
 
@@ -68,8 +68,12 @@ impl Rules<'_> {
     }
 
     fn deny(&mut self, name: &str, peers: Entries<PeerTerm>, ports: Entries<Port>) {
-        let is_audit = self.tenant.enforcement == TenantEnforcement::Audit;
-        self.push(name.to_owned(), if is_audit { RuleAction::Audit } else { RuleAction::Deny }, peers, ports);
+        let action = match (self.tenant.enforcement, self.tenant.deny_mode) {
+            (TenantEnforcement::Audit, _) => RuleAction::Audit,
+            (_, DenyMode::Reject) => RuleAction::Reject,
+            (_, DenyMode::Drop) => RuleAction::Deny,
+        };
+        self.push(name.to_owned(), action, peers, ports);
     }
 
     /// Hands on what goes to such ports of these addresses.

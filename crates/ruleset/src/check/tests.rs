@@ -151,7 +151,7 @@ fn names_stand_once() {
     assert_eq!(check(&twice).unwrap_err().to_string(), "table nat stands twice");
 }
 
-/// Neither backend takes one elsewhere, however the packet comes to it.
+/// No backend takes one elsewhere, however the packet comes to it.
 #[test]
 fn rejects_stand_where_the_kernel_takes_them() {
     let at = |hook: Hook| {
@@ -172,7 +172,12 @@ fn rejects_stand_where_the_kernel_takes_them() {
         let place = format!("{kind}/istio-b");
         let wrong = Invalid::Rule { place, index: 0, problem };
         let expected = if fits { Ok(()) } else { Err(wrong) };
-        assert_eq!(check(&ruleset(vec![table(kind, chains)])), expected, "{kind} {hook:?}");
+        assert_eq!(check(&ruleset(vec![table(kind, chains.clone())])), expected, "{kind} {hook:?}");
+        let problem = "a reject where packets leave";
+        let wrong = Invalid::Rule { place: format!("{kind}/istio-b"), index: 0, problem };
+        let expected = if hook == Hook::Postrouting { Err(wrong) } else { Ok(()) };
+        let found = check_for(&ruleset(vec![table(kind, chains)]), Backend::Nftables);
+        assert_eq!(found, expected, "nf_tables {kind} {hook:?}");
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::{Mesh, MeshPod};
 use testkit::probe::{Flow, Listener, Listeners};
-use testkit::{Agent, PATIENCE, at_once, eventually, http};
+use testkit::{Agent, Launch, PATIENCE, at_once, eventually, http};
 
 use crate::mesh_render::cnictl;
 
@@ -41,13 +41,12 @@ fn agent(mesh: &Mesh) -> Agent {
 }
 
 /// By nf_tables, or by a variant of iptables.
-fn agent_by(mesh: &Mesh, backend: &str) -> Agent {
+pub(crate) fn agent_by<'m>(mesh: &'m Mesh, backend: &str) -> Launch<'m> {
     let agent = mesh.agent().env("AMBIENT_ENABLED", "false").env("POLICY_ENFORCEMENT", "on");
-    let agent = match backend {
+    match backend {
         "native" => agent.env("NATIVE_NFTABLES", "true"),
         variant => agent.env("NATIVE_NFTABLES", "false").env("FORCE_IPTABLES_BINARY", variant),
-    };
-    agent.ready().unwrap()
+    }
 }
 
 pub(crate) fn set_policy(mesh: &Mesh, spec: &Value) {
@@ -61,7 +60,7 @@ pub(crate) fn friends_only() -> Value {
         "ingress": [{"from": [{"podSelector": {"matchLabels": {"role": "friend"}}}], "ports": [{"port": 8080}]}]})
 }
 
-fn records(mesh: &Mesh) -> anyhow::Result<Vec<Value>> {
+pub(crate) fn records(mesh: &Mesh) -> anyhow::Result<Vec<Value>> {
     let reply = http::ask(&mesh.node.agent_socket(), "GET", "/v1/policy/denials", "")?;
     let report: Value = serde_json::from_str(&reply.body)?;
     report["records"].as_array().cloned().context(reply.body)
@@ -218,7 +217,7 @@ fn dropped_by_iptables(mesh: &Mesh, variant: &str) -> anyhow::Result<u64> {
 }
 
 /// What records of a verdict tell: packets, and those that were not logged.
-fn told(mesh: &Mesh, verdict: &str) -> anyhow::Result<(u64, u64)> {
+pub(crate) fn told(mesh: &Mesh, verdict: &str) -> anyhow::Result<(u64, u64)> {
     let records = records(mesh)?;
     let of = records.iter().filter(|record| record["verdict"] == verdict);
     let number = |record: &Value, key: &str| record[key].as_u64().unwrap_or_default();
@@ -247,7 +246,7 @@ fn what_policies_would_deny_that_are_only_tried_out_passes_and_is_told_apart() {
         };
         let [closed, tried, client] = ["closed", "tried", "client"].map(pod);
         let _listener = Listeners::start(&tried.netns, [Listener::tcp(8080)]).unwrap();
-        let agent = agent_by(&mesh, backend);
+        let agent = agent_by(&mesh, backend).ready().unwrap();
         let reaches = |pod: &MeshPod| {
             let flow = Flow::from(&client.netns).patience(Duration::from_millis(150));
             flow.tcp(SocketAddr::new(pod.ip, 8080)).unwrap().port().is_some()

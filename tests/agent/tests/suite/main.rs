@@ -8,6 +8,7 @@ mod cleanup;
 mod configuration;
 mod crowds;
 mod denials;
+mod denials_answered;
 mod descriptor;
 mod failure;
 mod floods;

@@ -25,7 +25,7 @@ const NODE_ADDRESS: &str = "192.0.2.1";
 const PATIENCE: Duration = Duration::from_millis(150);
 
 /// Policies that isolate pods of `default` with `app: web` in both directions, and those with `app: in` in one.
-const SNAPSHOT: &str = "istio-cni policies 2\nnode 192.0.2.1 2001:db8::1\nnamespace default 1 kubernetes.io/metadata.name default\n\
+const SNAPSHOT: &str = "istio-cni policies 3\nnode 192.0.2.1 2001:db8::1\nnamespace default 1 kubernetes.io/metadata.name default\n\
                         policy np default both yes yes named default 1 app in 1 web\npolicy np default in yes no named default 1 app in 1 in\n\
                         policy np shop all yes yes named shop 0\nseen\n";
 

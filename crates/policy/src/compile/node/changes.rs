@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use ruleset::{Backend, Chain, Family, Key, MapVerdict, Set, TableDelta};
 
-use super::class::{ClassRules, NodeClass};
-use super::{NodePod, NodeRules, base, family_of, lead, peer_names, peer_sets};
+use super::super::answer::ChainRole;
+use super::class::{ClassRules, Leads, NodeClass};
+use super::{LeadPlace, NodePod, NodeRules, base, family_of, lead, peer_names, peer_sets};
 use crate::index::{LocalName, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge};
 use crate::terms::TrafficDirection;
 
@@ -167,7 +168,7 @@ impl NodeRules {
     }
 
     /// Takes the rules of a class away, and says where they led ([`NodeClass::leads`]).
-    fn drop_rules(&mut self, class: &Arc<PolicyClass>, before: &mut NamedChains) -> Option<[MapVerdict; 2]> {
+    fn drop_rules(&mut self, class: &Arc<PolicyClass>, before: &mut NamedChains) -> Option<Leads> {
         let known = self.classes.get_mut(class)?;
         let leads = known.leads();
         if let Some(rules) = known.rules.take() {
@@ -195,7 +196,7 @@ impl NodeRules {
             self.classes.remove(class);
             return;
         }
-        let of = ClassRules::of(class, index, self.settings.backend, known.tunnels > 0);
+        let of = ClassRules::of(class, index, self.settings, known.tunnels > 0);
         let Some(rules) = of else { return };
         let is_other = |set: &Set| self.blocks.get(&set.name).is_some_and(|(known, _)| known != set);
         if self.names.contains_key(&class.hash()) || rules.blocks.iter().any(is_other) {
@@ -216,14 +217,16 @@ impl NodeRules {
     /// What the event changes of where addresses lead and of the set of the node's pods.
     fn addresses(&mut self, touched: &Touched, phases: &mut Phases) {
         for address in &touched.addresses {
-            for direction in [TrafficDirection::Egress, TrafficDirection::Ingress] {
-                let (place, now) = ((direction, *address), self.lead_of(direction, *address));
+            let directions = [TrafficDirection::Egress, TrafficDirection::Ingress];
+            let places = ChainRole::ALL.iter().flat_map(|role| directions.map(|of| (*role, of, *address)));
+            for place in places {
+                let now = self.lead_of(place);
                 let before = match &now {
                     Some(now) => self.leads.insert(place, now.clone()),
                     None => self.leads.remove(&place),
                 };
                 if before != now {
-                    phases.lead(direction, *address, before.as_ref(), now);
+                    phases.lead(place, before.as_ref(), now);
                 }
             }
             let local = base::local_set(Family::of_address(*address));
@@ -262,13 +265,12 @@ impl Phases {
     /// An address leads elsewhere.
     fn lead(
         &mut self,
-        direction: TrafficDirection,
-        address: IpAddr,
+        (role, direction, address): LeadPlace,
         before: Option<&MapVerdict>,
         now: Option<MapVerdict>,
     ) {
         let (family, key) = (Family::of_address(address), Key::from(address));
-        let isolated = base::isolated(direction, family);
+        let isolated = base::isolated(role, direction, family);
         if self.backend == Backend::Nftables {
             match now {
                 Some(now) => {

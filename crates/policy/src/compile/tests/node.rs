@@ -9,14 +9,14 @@ use super::*;
 use crate::index::PolicyEffect;
 use crate::terms::PolicyTerms;
 
-const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
+pub(super) const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
 
-fn settings(backend: Backend) -> EnforcementSettings {
+pub(super) fn settings(backend: Backend) -> EnforcementSettings {
     EnforcementSettings { backend, ..EnforcementSettings::default() }
 }
 
 /// An index of the node `n1`, to whose pods only those addresses are given that are theirs.
-fn indexed_by_owner(world: &PlainWorld) -> PolicyIndex {
+pub(super) fn indexed_by_owner(world: &PlainWorld) -> PolicyIndex {
     let mut index = PolicyIndex::default();
     for policy in world.policies() {
         index.policy(world, &policy.name, Some(policy.clone()));
@@ -31,7 +31,7 @@ fn indexed_by_owner(world: &PlainWorld) -> PolicyIndex {
 }
 
 /// A connection's first packet as the node sees it, and the hook where its pods' ends are judged.
-fn on_node(world: &PlainWorld, flow: &PolicyFlow) -> (Packet, Hook) {
+pub(super) fn on_node(world: &PlainWorld, flow: &PolicyFlow) -> (Packet, Hook) {
     let is_node = |address: IpAddr| {
         world.pod_at(address).is_none() && NODES[0].1.iter().any(|one| one.parse() == Ok(address))
     };
@@ -260,17 +260,28 @@ fn is_logged(backend: Backend) {
         format!("limit rate 10/second burst 50 packets counter log prefix \"ic1:{chain}\" group 115")
     );
     let class = u64::from_str_radix(chain, 16).unwrap();
-    assert_eq!(
-        (denying_chain(class), is_denying_chain(&drop.chain.name)),
-        (drop.chain.name.to_string(), true)
-    );
-    for (beginning, is_tried_out) in [("ic1:", false), ("ic1a:", true)] {
-        let read = LogMark::read(&format!("{beginning}{chain}"));
-        assert_eq!(read, Some(LogMark { class, is_tried_out }));
+    for (beginning, fate, role) in [
+        ("ic1:", LoggedFate::Dropped, "np"),
+        ("ic1a:", LoggedFate::Passed, "np"),
+        ("ic1r:", LoggedFate::Answered, "nr"),
+    ] {
+        let mark = LogMark { class, fate };
+        assert_eq!(LogMark::read(&format!("{beginning}{chain}")), Some(mark));
+        assert_eq!(
+            (mark.chain(), is_denying_chain(&mark.chain())),
+            (format!("istio-{role}-{chain}-n"), true)
+        );
     }
-    for other in
-        ["", "ic1:", "ic1b:0123456789abcdef", "ic1:0123", "ic1:0123456789abcdeg", "ic1:ic1a:56789abcdef0"]
-    {
+    assert!(!is_denying_chain(&format!("istio-np-{chain}-t")));
+    for other in [
+        "",
+        "ic1:",
+        "ic1b:0123456789abcdef",
+        "ic1:r0123456789abcdef",
+        "ic1:0123",
+        "ic1:0123456789abcdeg",
+        "ic1:ic1a:56789abcdef0",
+    ] {
         assert_eq!(LogMark::read(other), None, "{other}");
     }
 }
@@ -335,7 +346,8 @@ struct FollowedRules {
 impl Default for FollowedNode {
     fn default() -> Self {
         Self(BACKENDS.map(|backend| {
-            let settings = settings(backend);
+            // With all chains that there may be.
+            let settings = EnforcementSettings { answer: DenialAnswer::Always, ..settings(backend) };
             let node = NodeRules::new(settings);
             let table = node.rules(&PolicyIndex::default()).tables.remove(0);
             FollowedRules { settings, node, table, contents: Contents::default() }
@@ -410,14 +422,21 @@ impl FollowedRules {
 
     fn allowed(&self, flows: &[PolicyFlow]) -> Vec<bool> {
         let rules = [self.rules()];
-        let passes = |flow: &PolicyFlow| {
+        let passes = |(number, flow): (usize, &PolicyFlow)| {
             let packet = packet(flow, TrafficDirection::Egress);
             let packet = Packet { in_interface: "veth1".into(), ..packet };
             let backend = self.settings.backend;
-            evaluate(&rules, backend, &packet, Hook::Postrouting, false, &self.contents).verdict
-                != Verdict::Drop
+            let at = |hook| evaluate(&rules, backend, &packet, hook, false, &self.contents);
+            let is_dropped = at(Hook::Postrouting).verdict == Verdict::Drop;
+            // Some of them, because it takes its time.
+            if !is_dropped && number % 5 == 0 {
+                let forwarded = at(Hook::Forward);
+                let is_answered = forwarded.verdict.is_end() || forwarded.mark != 0;
+                assert!(!is_answered, "{backend}: {flow:?} is answered and not denied");
+            }
+            !is_dropped
         };
-        flows.iter().map(passes).collect()
+        flows.iter().enumerate().map(passes).collect()
     }
 
     fn transaction(&mut self, delta: &TableDelta) {
@@ -442,7 +461,7 @@ impl FollowedRules {
             );
         }
         delta.apply(&mut self.table, &mut self.contents);
-        assert_eq!(ruleset::check(&self.rules()), Ok(()));
+        assert_eq!(ruleset::check_for(&self.rules(), self.settings.backend), Ok(()));
         for set in self.table.sets.iter().filter(|set| set.is_map()) {
             for verdict in self.contents.of(&set.name).filter_map(|one| one.verdict.as_ref()?.chain()) {
                 assert!(self.table.chain(verdict).is_some(), "{verdict} is not there");

@@ -7,7 +7,7 @@ use super::*;
 use crate::tests::sample::{Labels, SamplePod};
 
 /// A world with one pod, `x/p0`, on the node, and these NetworkPolicies of its namespace, which select it.
-fn world_of(policies: &[(&str, Value)]) -> PlainWorld {
+pub(super) fn world_of(policies: &[(&str, Value)]) -> PlainWorld {
     let mut world = PlainWorld::default();
     let pod = SamplePod::running(Labels::new());
     world.put_pod(pod.plain(0));
