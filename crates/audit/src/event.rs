@@ -248,3 +248,118 @@ fn new_uuid() -> String {
     let hex = format!("{:032x}", u128::from_be_bytes(bytes));
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::path::Path;
+
+    use rundir::denials::NearRule;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::ChainLink;
+
+    /// With every member that a line may have.
+    fn full() -> AuditEvent {
+        let text = |text: &str| text.to_owned();
+        let end = DenialEnd {
+            namespace: text("shop"),
+            pod_name: text("web"),
+            ip: Some([10, 0, 0, 1].into()),
+            port: Some(80),
+            node: text("n1"),
+            kind: text("pod"),
+            distinct: 2,
+        };
+        let near = NearRule { policy: text("shop/closed"), rule: 0, missed: text("port") };
+        let policy = DenyingPolicies {
+            kind: text("NetworkPolicy"),
+            tier: text("np"),
+            id: text("ic1:1"),
+            selecting: vec![text("shop/closed")],
+            nearest_miss: Some(near),
+            ..DenyingPolicies::default()
+        };
+        AuditEvent {
+            end_time: text("2026-11-30T00:00:00.000000Z"),
+            verdict: text("DROPPED"),
+            allowed: Some(false),
+            traffic_direction: text("INGRESS"),
+            reporter: text("dst"),
+            source: Some(end.clone()),
+            destination: Some(end),
+            protocol: text("TCP"),
+            icmp: Some(DeniedIcmp { kind: 3, code: 1 }),
+            tcp_flags: text("SYN"),
+            policy: Some(policy),
+            packets: Some(3),
+            limited: 1,
+            sampled: true,
+            lost: Some(1),
+            lost_events: 1,
+            place: text("disk"),
+            version: text("1"),
+            boot_id: text("b"),
+            after: text("stop"),
+            last_seq: 1,
+            options: BTreeMap::from([(text("AUDIT_LOG"), text("-"))]),
+            point: text("node"),
+            netns: 1,
+            ..AuditEvent::plain("policy_violation", "n1")
+        }
+    }
+
+    /// Where the names of a text's members begin, in the order of the schema.
+    fn assert_described(schema: &Value, part: &Value, value: &Value, text: &str) {
+        let part = match part["$ref"].as_str() {
+            Some(_) => &schema["$defs"]["end"],
+            None => part,
+        };
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let described = part["properties"].get(name).or(part.get("additionalProperties"));
+            let described = described.unwrap_or_else(|| panic!("{name} is not described: {text}"));
+            if let Some(words) = described["enum"].as_array() {
+                assert!(words.contains(value), "{name}: {value}");
+            }
+            assert_described(schema, described, value, text);
+        }
+    }
+
+    #[test]
+    fn the_schema_that_is_shipped_describes_every_member_in_its_order() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schema/audit-v1.json");
+        let schema = std::fs::read_to_string(path).unwrap();
+        let schema: Value = serde_json::from_str(&schema).unwrap();
+        let mut link = ChainLink::start();
+        let gap = AuditEvent::gap("n1", &RuleKey { netns: 1, id: "ic1:1".to_owned() }, 3, "agent");
+        for event in [full(), gap, AuditEvent::plain(AUDIT_START, "n1"), AuditEvent::plain(AUDIT_STOP, "n1")]
+        {
+            let line = link.seal(&event.body(), EVENT_SCHEMA).unwrap();
+            assert_described(&schema, &schema, &serde_json::from_str(&line).unwrap(), &line);
+            for name in schema["required"].as_array().unwrap() {
+                assert!(line.contains(&format!("{name}:")), "{name} is missing: {line}");
+            }
+            let read = AuditEvent::read(&line).unwrap();
+            assert_eq!(AuditEvent { seq: 0, ..read }, event);
+        }
+        let line = full().body();
+        let known = |name: &str| line.find(&format!("\"{name}\":")).map(|at| (at, name.to_owned()));
+        let order = [
+            "time",
+            "end_time",
+            "uuid",
+            "type",
+            "verdict",
+            "allowed",
+            "traffic_direction",
+            "reporter",
+            "source",
+        ];
+        let more = ["destination", "protocol", "icmp", "tcp_flags", "policy", "packets", "options", "netns"];
+        let places: Vec<(usize, String)> =
+            order.iter().chain(&more).map(|name| known(name).unwrap()).collect();
+        assert!(places.is_sorted(), "{places:?}");
+    }
+}

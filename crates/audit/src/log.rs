@@ -20,6 +20,8 @@ const MOST_BYTES: usize = 4 << 20;
 const BATCH: usize = 512;
 /// How often files are brought to the disk, and a disk that fails is tried again.
 const SYNC: Duration = Duration::from_secs(1);
+/// Events that come one after the other are written at once after this.
+const GATHER: Duration = Duration::from_millis(20);
 /// Rules whose lost packets are told by name.
 const MOST_LOST_RULES: usize = 1000;
 /// Largest note beside the files.
@@ -94,6 +96,8 @@ struct State {
     /// What earlier agents have told of rules; nothing until it is read.
     before: Option<Before>,
     is_idle: bool,
+    /// Somebody waits for the disk.
+    wants_sync: bool,
     is_ending: bool,
 }
 
@@ -122,6 +126,7 @@ impl AuditLog {
             link: ChainLink::start(),
             shared: shared.clone(),
             failed: false,
+            synced: Instant::now(),
         };
         let thread = std::thread::Builder::new().name("audit-log".into()).spawn(move || writing.live())?;
         Ok(Self { shared, note, thread: Mutex::new(Some(thread)) })
@@ -149,6 +154,10 @@ impl AuditLog {
 
     /// Waits until all is on the disk that was pushed. The last line.
     pub fn flush(&self, patience: Duration) -> Option<ChainLink> {
+        let mut state = self.shared.state();
+        (state.wants_sync, state.is_idle) = (true, false);
+        drop(state);
+        self.shared.changed.notify_all();
         self.wait(patience, |state| state.is_idle.then(|| state.link.clone()).flatten())
     }
 
@@ -173,7 +182,10 @@ impl AuditLog {
         let Some(path) = &self.note else { return Ok(()) };
         let note = LogNote { boot_id: boot_id.to_owned(), seq: link.seq, hash: link.hash.clone(), rules };
         let unfinished = path.with_extension("tmp");
-        let written = std::fs::write(&unfinished, serde_json::to_vec(&note)?);
+        // What a kill has left of an earlier one.
+        let _ = std::fs::remove_file(&unfinished);
+        let written = crate::writer::create(&unfinished, None)
+            .and_then(|mut file| io::Write::write_all(&mut file, &serde_json::to_vec(&note)?));
         written
             .and_then(|()| std::fs::rename(&unfinished, path))
             .inspect_err(|_| drop(std::fs::remove_file(&unfinished)))
@@ -261,6 +273,7 @@ struct Writing {
     link: ChainLink,
     shared: Arc<Shared>,
     failed: bool,
+    synced: Instant,
 }
 
 // === impl Writing ===
@@ -298,13 +311,18 @@ impl Writing {
         }
     }
 
-    /// For an event, or until it is time to sync. Some come at once.
+    /// For events, or until it is time to sync.
     fn wait(&self) {
         let mut state = self.shared.state();
-        state.is_idle = state.queue.is_empty();
+        state.is_idle = state.queue.is_empty() && !state.wants_sync;
         self.shared.changed.notify_all();
-        if state.queue.is_empty() && !state.is_ending {
-            drop(self.shared.changed.wait_timeout(state, SYNC));
+        let is_awaited = |state: &mut State| state.queue.is_empty() && !state.is_ending && !state.wants_sync;
+        let waited = self.shared.changed.wait_timeout_while(state, SYNC, is_awaited);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let is_urgent = state.is_ending || state.wants_sync || state.queue.len() >= BATCH;
+        drop(state);
+        if !is_urgent {
+            std::thread::sleep(GATHER);
         }
     }
 
@@ -326,7 +344,11 @@ impl Writing {
             state.queue.drain(..count).collect()
         };
         if events.is_empty() {
-            self.sync()?;
+            let is_wanted = std::mem::take(&mut self.shared.state().wants_sync);
+            if is_wanted || self.synced.elapsed() >= SYNC {
+                self.sync()?;
+                self.synced = Instant::now();
+            }
             return Ok(false);
         }
         let written = self.write(&events);
@@ -442,3 +464,6 @@ fn read_since(set: &FileSet, seq: u64) -> io::Result<(String, BTreeMap<RuleKey, 
     }
     Ok((last, rules))
 }
+
+#[cfg(test)]
+mod tests;

@@ -230,3 +230,42 @@ fn lines_and_stated_gaps_come_to_what_the_kernel_has_counted() {
     let text = found.iter().map(Value::to_string).collect::<String>();
     assert!(!text.contains("marker"), "a payload is in the file");
 }
+
+/// What a process has had of the processors.
+fn processor_time(pid: u32) -> Duration {
+    let schedstat = |task: &Path| std::fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_task = |task: &Path| {
+        schedstat(task).split(' ').next().and_then(|text| text.parse::<u64>().ok()).unwrap_or_default()
+    };
+    Duration::from_nanos(tasks.map(|task| of_task(&task.unwrap().path())).sum())
+}
+
+#[test]
+fn a_flood_makes_few_lines_and_all_of_it_is_told() {
+    let mesh = Mesh::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("audit.jsonl");
+    let (web, client) = pods(&mesh);
+    let agent = agent(&mesh, &file);
+    wait_isolated(&mesh, &web);
+    let (before, began) = (processor_time(agent.pid()), Instant::now());
+    let flood = || {
+        let socket = UdpSocket::bind((client.ip, 0)).unwrap();
+        (0..200_000).for_each(|_| drop(socket.send_to(b"x", (web.ip, 53))));
+    };
+    client.netns.enter(|_| flood()).unwrap();
+    let took = began.elapsed();
+    let (told, count) = eventually("lines come to the counter", 2 * PATIENCE, || {
+        let found = lines(&mesh, &file)?;
+        let (sums, counted) = (sums(&found), denied_by_rule(&mesh)?);
+        ensure!(sums.0 + sums.1 == counted && counted >= 200_000, "{sums:?} of {counted}");
+        Ok((sums, of_type(&found, "policy_violation").len()))
+    })
+    .unwrap();
+    let used = processor_time(agent.pid()) - before;
+    println!(
+        "200,000 denied packets in {took:?}: {used:?} of the agent's processor time, {count} lines, {told:?} told and missing"
+    );
+    assert!(count <= 60, "{count} lines");
+}
