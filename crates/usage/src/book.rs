@@ -8,7 +8,7 @@ use policy::TrafficDirection;
 
 use crate::class::PeerClass;
 use crate::hour::Hour;
-use crate::line::{LineRow, PodShare, SCHEMA, UsageLine};
+use crate::line::{LineRow, PodShare, UsageLine};
 use crate::reading::{Amount, PodReading};
 
 /// Pods of a tenant and hour whose part is kept.
@@ -51,6 +51,7 @@ pub struct UsageIncrement {
 /// whenever the agent ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageBook {
+    node: Box<str>,
     /// Of the machine: the kernel's counters begin anew with each.
     boot: Box<str>,
     /// When it was written, in seconds since 1970.
@@ -86,9 +87,10 @@ struct TenantHour {
 // === impl UsageBook ===
 
 impl UsageBook {
-    /// An empty one; `now` in seconds since 1970.
-    pub fn new(boot: &str, now: u64) -> Self {
+    /// An empty one of a node, since a start of the machine; `now` in seconds since 1970.
+    pub fn new(node: &str, boot: &str, now: u64) -> Self {
         Self {
+            node: node.into(),
             boot: boot.into(),
             saved: now,
             hour: Hour::of(now),
@@ -102,8 +104,9 @@ impl UsageBook {
     ///
     /// # Errors
     /// It is not what an agent wrote.
-    pub fn restore(text: &str, boot: &str) -> Result<Self, serde_json::Error> {
-        let mut book: Self = serde_json::from_str(text)?;
+    pub fn restore(text: &str, node: &str, boot: &str) -> Result<Self, serde_json::Error> {
+        let mut book = Self::read_kept(text)?;
+        book.node = node.into();
         book.is_restored = true;
         if *book.boot != *boot {
             book.boot = boot.into();
@@ -113,6 +116,14 @@ impl UsageBook {
             book.is_restored = false;
         }
         Ok(book)
+    }
+
+    /// What an agent keeps, to be looked at.
+    ///
+    /// # Errors
+    /// It is not what an agent wrote.
+    pub fn read_kept(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
     }
 
     /// For the disk.
@@ -187,36 +198,46 @@ impl UsageBook {
         tenant.incomplete |= !is_read;
     }
 
+    /// Somebody took a pod's counters. Those that are made next begin with nothing.
+    pub fn lost(&mut self, key: &PodKey) {
+        let Some(known) = self.pods.get_mut(key) else { return };
+        (known.netns, known.last) = (0, Vec::new());
+        let tenant = known.tenant.clone();
+        self.tenant(&tenant).incomplete = true;
+    }
+
+    /// The present hour, of which the sums are.
+    pub fn hour(&self) -> Hour {
+        self.hour
+    }
+
     /// The pods that are accounted for.
     pub fn pods(&self) -> impl Iterator<Item = &PodKey> {
         self.pods.keys()
     }
 
     /// The lines of the hour, once it is over; to be called after a round of readings. What is read from now on is of the present hour.
-    pub fn close(&mut self, now: u64, node: &str) -> Vec<UsageLine> {
+    pub fn close(&mut self, now: u64) -> Vec<UsageLine> {
         let hour = Hour::of(now);
         if hour <= self.hour {
             return Vec::new();
         }
-        let lines = self.lines(node);
+        let lines = self.lines();
         self.hour = hour;
         self.tenants.clear();
         lines
     }
 
     /// The lines of the hour so far.
-    pub fn lines(&self, node: &str) -> Vec<UsageLine> {
-        self.tenants.iter().map(|(tenant, sums)| sums.line(node, self.hour, tenant)).collect()
+    pub fn lines(&self) -> Vec<UsageLine> {
+        self.tenants.iter().map(|(tenant, sums)| sums.line(&self.node, self.hour, tenant)).collect()
     }
 
-    /// Which part of the time that the tenants' pods were there in this hour their packets were counted; nothing where no time has passed.
-    pub fn coverage(&self) -> Option<f64> {
-        let all = self
-            .tenants
-            .values()
-            .fold((0, 0), |(observed, expected), one| (observed + one.observed, expected + one.expected));
-        #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
-        (all.1 > 0).then(|| all.0 as f64 / all.1 as f64)
+    /// Of the seconds that the tenants' pods were there in this hour, those in which their packets were counted, and the others.
+    pub fn pod_seconds(&self) -> [u64; 2] {
+        self.tenants.values().fold([0, 0], |[observed, missed], one| {
+            [observed + one.observed, missed + one.expected.saturating_sub(one.observed)]
+        })
     }
 
     fn tenant(&mut self, name: &str) -> &mut TenantHour {
@@ -256,7 +277,6 @@ impl TenantHour {
         top.sort_by(|one, other| other.bytes.cmp(&one.bytes).then_with(|| one.pod.cmp(&other.pod)));
         top.truncate(TOP);
         UsageLine {
-            schema: SCHEMA.into(),
             node: node.into(),
             hour,
             tenant: tenant.into(),

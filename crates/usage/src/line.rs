@@ -8,14 +8,12 @@ use crate::class::PeerClass;
 use crate::hour::Hour;
 use crate::reading::Amount;
 
-/// What lines are.
+/// What a sealed line says that it is.
 pub const SCHEMA: &str = "istio-cni.usage/v1";
 
 /// What a tenant's pods on a node have sent and received in an hour. A later line of the same node, tenant and hour takes the place of an earlier one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageLine {
-    /// [`SCHEMA`].
-    pub schema: Box<str>,
     /// The node's name.
     pub node: Box<str>,
     /// Which hour.
@@ -75,9 +73,16 @@ impl UsageLine {
         if &*head.schema == SCHEMA { serde_json::from_str(line).map(Some) } else { Ok(None) }
     }
 
-    /// The line, without its end.
+    /// The line before it is sealed, without its end.
     pub fn to_json(&self) -> String {
         // Nothing in it can fail to be written.
         serde_json::to_string(self).unwrap_or_default()
     }
 }
+
+/// What the names of files begin with, one for each day: `usage-20261128.jsonl`.
+pub const USAGE_FILES: &str = "usage";
+/// The file beside them with the sums of the present hour.
+pub const USAGE_STATE: &str = "usage-now.json";
+/// Their directory in that of what outlives a restart of the machine.
+pub const USAGE_DIR: &str = "usage";

@@ -143,10 +143,10 @@ fn a_reading_says_what_each_class_and_what_was_denied() {
 fn increments_are_counted_once() {
     let own = |bytes| reading(&[("in-own", bytes / 100, bytes)]);
     let sum = |book: &UsageBook| {
-        book.lines("n").iter().flat_map(|line| &line.rows).map(|row| row.amount.bytes).sum::<u64>()
+        book.lines().iter().flat_map(|line| &line.rows).map(|row| row.amount.bytes).sum::<u64>()
     };
     let state = |book: &UsageBook| {
-        let line = &book.lines("n")[0];
+        let line = &book.lines()[0];
         (
             line.rows.iter().map(|row| row.amount.bytes).sum::<u64>(),
             line.observed_pod_seconds,
@@ -155,7 +155,7 @@ fn increments_are_counted_once() {
         )
     };
 
-    let mut book = UsageBook::new("boot", HOUR);
+    let mut book = UsageBook::new("n", "boot", HOUR);
     book.expect(HOUR, &pod(1, true).key, "red/web", "red");
     // Ten seconds pass before the counters are there.
     book.read(HOUR + 10, &pod(1, true), &own(100));
@@ -176,7 +176,7 @@ fn increments_are_counted_once() {
     // The agent is killed after this, and what it read since is read again.
     let kept = book.save(HOUR + 80);
     book.read(HOUR + 90, &pod(1, true), &own(900));
-    let mut next = UsageBook::restore(&kept, "boot").unwrap();
+    let mut next = UsageBook::restore(&kept, "n", "boot").unwrap();
     next.read(HOUR + 100, &pod(1, false), &own(1_000));
     assert_eq!(state(&next), (1_000, 90, 100, false));
     // A pod that came meanwhile may have been there the whole time, and its counters are fresh.
@@ -189,9 +189,9 @@ fn increments_are_counted_once() {
     assert_eq!(state(&next), (1_050, 90, 130, true));
 
     // Another namespace under the same name: fresh counters count from nothing, those of an unknown agent do not.
-    let mut third = UsageBook::new("boot", HOUR);
+    let mut third = UsageBook::new("n", "boot", HOUR);
     third.read(HOUR, &pod(3, false), &own(10_000));
-    assert_eq!((sum(&third), third.lines("n")[0].incomplete), (0, true));
+    assert_eq!((sum(&third), third.lines()[0].incomplete), (0, true));
     third.read(HOUR + 1, &pod(3, false), &own(10_100));
     assert_eq!(sum(&third), 100);
     third.read(HOUR + 2, &pod(4, true), &own(30));
@@ -203,7 +203,7 @@ fn increments_are_counted_once() {
 
     // A new start of the machine.
     let text = next.save(HOUR + 110);
-    let mut booted = UsageBook::restore(&text, "another").unwrap();
+    let mut booted = UsageBook::restore(&text, "n", "another").unwrap();
     assert_eq!((booted.pods().count(), sum(&booted)), (0, 1_050));
     booted.read(HOUR + 200, &pod(1, true), &own(20));
     assert_eq!(sum(&booted), 1_070);
@@ -211,13 +211,13 @@ fn increments_are_counted_once() {
 
 #[test]
 fn what_was_denied_never_becomes_less() {
-    let mut book = UsageBook::new("boot", HOUR);
+    let mut book = UsageBook::new("n", "boot", HOUR);
     let denied = |all, passed| {
         reading(&[("in-all", all, all), ("in-passed", passed, passed), ("in-own", passed, passed)])
     };
     let mut sum = |reading| {
         book.read(HOUR, &pod(1, true), &reading);
-        let lines = book.lines("n");
+        let lines = book.lines();
         let rows = lines[0].rows.iter();
         rows.filter(|row| row.peer == PeerClass::Denied).map(|row| row.amount.packets).sum::<u64>()
     };
@@ -229,24 +229,27 @@ fn what_was_denied_never_becomes_less() {
 
 #[test]
 fn an_hour_is_closed_once_and_a_report_takes_the_last_line_of_each() {
-    let mut book = UsageBook::new("boot", HOUR);
+    let mut book = UsageBook::new("n", "boot", HOUR);
     book.read(HOUR, &pod(1, true), &reading(&[("out-own", 1, 100), ("out-own-new", 1, 100)]));
-    assert_eq!(book.close(HOUR + 3_599, "n"), []);
+    assert_eq!(book.close(HOUR + 3_599), []);
     book.read(
         HOUR + 3_600,
         &pod(1, true),
         &reading(&[("out-own", 3, 300), ("out-own-new", 1, 100), ("out-external", 1, 5)]),
     );
-    let lines = book.close(HOUR + 3_600, "n");
+    let lines = book.close(HOUR + 3_600);
     assert_eq!((lines.len(), lines[0].hour), (1, Hour::of(HOUR)));
-    assert_eq!(book.close(HOUR + 3_601, "n"), []);
-    assert_eq!(book.lines("n"), []);
+    assert_eq!(book.close(HOUR + 3_601), []);
+    assert_eq!(book.lines(), []);
 
-    let parsed = UsageLine::parse(&lines[0].to_json()).unwrap().unwrap();
-    assert_eq!(parsed, lines[0]);
     // The chain's members stand in the same object, and lines of others beside it.
-    let chained = lines[0].to_json().replacen('{', "{\"seq\":1,\"prev\":\"00\",\"hash\":\"11\",", 1);
-    assert_eq!(UsageLine::parse(&chained).unwrap().as_ref(), Some(&lines[0]));
+    let body = lines[0].to_json();
+    let sealed = format!(
+        "{},\"seq\":1,\"prev\":\"00\",\"hash\":\"11\",\"schema\":\"{SCHEMA}\"}}",
+        &body[..body.len() - 1]
+    );
+    assert_eq!(UsageLine::parse(&sealed).unwrap().as_ref(), Some(&lines[0]));
+    assert_eq!(UsageLine::parse(&body).unwrap(), None);
     assert_eq!(UsageLine::parse("{\"type\":\"audit_start\"}").unwrap(), None);
     assert!(UsageLine::parse("{").is_err());
 
@@ -276,7 +279,6 @@ fn an_hour_is_closed_once_and_a_report_takes_the_last_line_of_each() {
 #[test]
 fn hostile_names_stay_text() {
     let line = UsageLine {
-        schema: SCHEMA.into(),
         node: "n".into(),
         hour: Hour::of(0),
         tenant: "=cmd|\"x\",".into(),

@@ -82,6 +82,7 @@ const CRATES: &[(&str, Layer)] = &[
                 "ruleset",
                 "rundir",
                 "telemetry",
+                "usage",
             ],
         },
     ),
