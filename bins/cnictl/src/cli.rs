@@ -4,19 +4,19 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
-use crate::{audit, chain, conflicts, explain, node, page, pods, policy, render, shell};
+use crate::{audit, chain, conflicts, doctor, explain, log, node, page, pods, policy, render, shell};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    done; for explain: the question is answered, whatever the verdict; for status: healthy; for verify: all captured; for policy
+  0    done; for explain: the question is answered, whatever the verdict; for status and doctor: healthy; for verify: all captured; for policy
        explain: allowed
-  1    something failed or, for status, verify, conflicts, diff, policy eval, policy lint, is wrong; for policy explain: denied; for
+  1    something failed or, for status, doctor, verify, conflicts, diff, policy eval, policy lint, is wrong; for policy explain: denied; for
        policy diff: a verdict changes; the message says
        what, where and what to do
   2    the command line is wrong
   3    there is nothing to show: no such pod, or none that should be captured; for render: the pod is not captured
-  4    nothing wrong was seen, but not everything could be looked at (status, pods, verify, conflicts, policy explain)
+  4    nothing wrong was seen, but not everything could be looked at (status, doctor, pods, verify, conflicts, policy explain)
   124  the time of --timeout was over";
 
 const EXAMPLES: &str = "\
@@ -36,7 +36,10 @@ Examples:
   cnictl verify
 
   # Is the plugin installed on this node, and does its agent answer?
-  cnictl status";
+  cnictl status
+
+  # What of this node is not as the mesh needs it, and what helps?
+  cnictl doctor";
 
 /// Runs, renders and explains what the CNI plugin does to a pod, and tells how it is installed.
 #[derive(Debug, Parser)]
@@ -62,6 +65,8 @@ enum Verb {
     Policy(policy::PolicyArgs),
     Audit(audit::AuditArgs),
     Status(node::StatusArgs),
+    Doctor(doctor::DoctorArgs),
+    Log(log::LogArgs),
     Page(page::PageArgs),
     Gc(chain::GcArgs),
     Uninstall(node::UninstallArgs),
@@ -90,6 +95,8 @@ impl Cli {
             Verb::Policy(args) => args.run(),
             Verb::Audit(args) => args.run(),
             Verb::Status(args) => args.run(),
+            Verb::Doctor(args) => args.run(),
+            Verb::Log(args) => args.run(),
             Verb::Page(args) => args.run(),
             Verb::Gc(args) => args.run(),
             Verb::Uninstall(args) => args.run(),

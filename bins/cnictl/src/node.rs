@@ -1,6 +1,6 @@
 //! `status` and `uninstall`: what is installed on this node, and the node without it. Neither needs the agent.
 
-mod agent;
+pub(crate) mod agent;
 mod host_side;
 mod places;
 mod policed;
@@ -8,6 +8,6 @@ mod status;
 mod uninstall;
 
 pub(crate) use host_side::{in_host, iptables_of_the_node};
-pub(crate) use places::{NodePlaces, directory};
+pub(crate) use places::{NodePlaces, PlaceArgs, directory};
 pub(crate) use status::{NodeSummary, StatusArgs, short, summary};
 pub(crate) use uninstall::UninstallArgs;

@@ -229,7 +229,7 @@ impl Plugin for IstioCni<'_> {
             let _ = self.configure(request);
         }
         let log = self.log_of(request);
-        log.info("nothing to undo: rules end with the pod's network namespace", &[]);
+        log.debug("nothing to undo: rules end with the pod's network namespace", &[]);
         if let Some(mark) = &self.left_over {
             self.end_left_over(mark, request, &log);
         }

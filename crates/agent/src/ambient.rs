@@ -265,6 +265,11 @@ impl Ambient {
         });
     }
 
+    /// How many ztunnels are connected.
+    pub(crate) fn ztunnels(&self) -> usize {
+        self.pods.ztunnels.connected()
+    }
+
     /// The pods and namespaces have been listed once.
     pub(crate) fn synced(&self) {
         self.count_listed();

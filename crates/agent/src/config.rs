@@ -17,6 +17,7 @@ use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
 use crate::conflicts::{self, ConflictResolution};
+use crate::periodic::CheckConfig;
 use crate::policy::AuditConfig;
 use crate::sidecars;
 use crate::taint::TaintMode;
@@ -78,6 +79,8 @@ pub(crate) struct AgentConfig {
     pub(crate) taint: (TaintMode, String),
     /// How pods are verified.
     pub(crate) verify: VerifyConfig,
+    /// How often the node is checked.
+    pub(crate) checks: CheckConfig,
     /// What is done about conflicts with rules of others.
     pub(crate) conflict_resolution: ConflictResolution,
     /// Conflicts in the node's namespace make the agent unready.
@@ -177,6 +180,7 @@ impl AgentConfig {
             proc_root: Path::new(text(Setting::HostRoot)).join("proc"),
             taint: values::taint(options)?,
             verify: VerifyConfig::new(options)?,
+            checks: CheckConfig::new(options)?,
             conflict_resolution: ConflictResolution::new(options)?,
             conflicts_block_ready: conflicts::blocks_ready(options)?,
             audit: AuditConfig::new(options)?.filter(|_| options.text(Setting::PolicyEnforcement) == "on"),

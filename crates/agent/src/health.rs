@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use checks::{CheckResult, CheckState};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 
+use crate::periodic::{CheckOutcome, NodeCheck};
 use serve::{Handler, ServedAnswer, text};
 
 /// What has to be in order for the agent to be ready.
@@ -70,6 +72,7 @@ pub(crate) struct Health(Mutex<State>);
 struct State {
     parts: BTreeMap<HealthPart, Option<String>>,
     notices: BTreeMap<Notice, String>,
+    checks: BTreeMap<NodeCheck, CheckOutcome>,
 }
 
 impl HealthPart {
@@ -111,7 +114,7 @@ impl Health {
     /// Ready when all of these are.
     pub(crate) fn of(parts: &[HealthPart]) -> Self {
         let pending = |part: &HealthPart| (*part, Some("has not begun".to_owned()));
-        Self(Mutex::new(State { parts: parts.iter().map(pending).collect(), notices: BTreeMap::new() }))
+        Self(Mutex::new(State { parts: parts.iter().map(pending).collect(), ..State::default() }))
     }
 
     /// The part is in order.
@@ -127,6 +130,27 @@ impl Health {
     /// Whether the part is in order.
     pub(crate) fn is_ready(&self, part: HealthPart) -> bool {
         matches!(self.state().parts.get(&part), Some(None))
+    }
+
+    /// Why the part is not in order.
+    pub(crate) fn reason(&self, part: HealthPart) -> Option<String> {
+        self.state().parts.get(&part).cloned().flatten()
+    }
+
+    /// Keeps what a check of the node came to; whether it failed before.
+    pub(crate) fn checked(&self, check: NodeCheck, outcome: CheckOutcome) -> bool {
+        let before = self.state().checks.insert(check, outcome);
+        before.is_some_and(|before| before.finding.state == CheckState::Failed)
+    }
+
+    /// What a check looked at last.
+    pub(crate) fn check_results(&self, check: NodeCheck) -> Vec<CheckResult> {
+        self.state().checks.get(&check).map(|outcome| outcome.results.clone()).unwrap_or_default()
+    }
+
+    /// What all checks looked at last.
+    pub(crate) fn all_check_results(&self) -> Vec<CheckResult> {
+        self.state().checks.values().flat_map(|outcome| outcome.results.clone()).collect()
     }
 
     /// Sets a notice, in place of the one before of this kind; whether its text is new.
@@ -153,7 +177,7 @@ impl Health {
         self.state().notices.iter().map(|(notice, text)| format!("{}: {text}", notice.name())).collect()
     }
 
-    /// All parts and notices, in the form of the API server's own `/readyz?verbose`.
+    /// All parts, checks and notices, in the form of the API server's own `/readyz?verbose`.
     fn verbose(&self) -> String {
         let state = self.state();
         let part = |(part, reason): (&HealthPart, &Option<String>)| match reason {
@@ -164,11 +188,33 @@ impl Health {
         let notices = state.notices.iter().map(|(notice, text)| format!("[!]{}: {text}\n", notice.name()));
         let ready = state.parts.values().all(Option::is_none);
         let end = if ready { "readyz check passed\n" } else { "readyz check failed\n" };
-        [parts, notices.collect(), end.to_owned()].concat()
+        [parts, state.checks_text(), notices.collect(), end.to_owned()].concat()
+    }
+
+    /// The process lives, and what its checks of the node came to.
+    fn verbose_life(&self) -> String {
+        format!("[+]ping ok\n{}healthz check passed\n", self.state().checks_text())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// A line for each check that has something to say.
+    fn checks_text(&self) -> String {
+        let line = |(check, outcome): (&NodeCheck, &CheckOutcome)| {
+            let (name, text) = (check.name(), one_line(&outcome.finding.to_string()));
+            match outcome.finding.state {
+                CheckState::Ok => format!("[+]check/{name} ok\n"),
+                CheckState::Failed => format!("[-]check/{name} failed: {text}\n"),
+                CheckState::Warning => format!("[!]check/{name}: {text}\n"),
+                CheckState::Unknown => format!("[!]check/{name} is not known: {text}\n"),
+                CheckState::Skipped => String::new(),
+            }
+        };
+        self.checks.iter().map(line).collect()
     }
 }
 
@@ -191,6 +237,9 @@ impl Handler for Health {
 
     async fn answer(&self, request: &Request<()>, _: Bytes) -> ServedAnswer {
         match request.uri().path() {
+            "/healthz" if is_verbose(request.uri().query().unwrap_or_default()) => {
+                text(StatusCode::OK, self.verbose_life())
+            }
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" => {
                 let missing = self.missing();
@@ -216,6 +265,8 @@ fn is_verbose(query: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use checks::CheckFinding;
+
     use super::*;
 
     #[test]
@@ -231,6 +282,22 @@ mod tests {
         let verbose = "[+]install ok\n[+]cluster ok\n[!]port: port 15014 is taken\nreadyz check passed\n";
         assert_eq!(health.verbose(), verbose);
         assert!(health.settled(Notice::Port) && !health.settled(Notice::Port));
+    }
+
+    #[test]
+    fn a_check_that_fails_is_listed_and_does_not_make_the_agent_unready() {
+        let health = Health::of(&[]);
+        let outcome = |finding| CheckOutcome { finding, results: Vec::new() };
+        assert!(!health.checked(NodeCheck::Config, outcome(CheckFinding::ok("fine"))));
+        assert!(!health.checked(NodeCheck::Dns, outcome(CheckFinding::failed("no\nanswer", "look"))));
+        assert!(!health.checked(NodeCheck::Api, outcome(CheckFinding::unknown("denied"))));
+        assert!(!health.checked(NodeCheck::Ztunnel, outcome(CheckFinding::skipped("off"))));
+        let checks =
+            "[+]check/config ok\n[!]check/api is not known: denied\n[-]check/dns failed: no answer; look\n";
+        assert_eq!(health.verbose(), format!("{checks}readyz check passed\n"));
+        assert_eq!(health.verbose_life(), format!("[+]ping ok\n{checks}healthz check passed\n"));
+        assert!(health.missing().is_empty());
+        assert!(health.checked(NodeCheck::Dns, outcome(CheckFinding::ok("fine"))), "it failed before");
     }
 
     #[test]

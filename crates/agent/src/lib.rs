@@ -21,6 +21,7 @@ mod log_socket;
 mod node_lock;
 mod observe;
 mod own_node;
+mod periodic;
 mod plugin_socket;
 mod pods;
 mod pods_report;

@@ -3,20 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use checks::CheckReport;
 use cluster::Cluster;
 use facts::{Facts, PodRef};
 use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, StatusCode};
+use podsource::LOG_LEVELS_PATH;
 use rundir::pods::RestoreRequest;
 use rundir::recent::RecentReport;
 use rundir::{
-    AgentStatus, CONFLICTS_PATH, DENIALS_PATH, FACTS_PATH, MAX_REPORT, OperationReport, PODS_PATH,
-    POLICY_STATE_PATH, PREPARE_PATH, RECENT_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME,
-    STATUS_PATH,
+    AgentStatus, CHECKS_PATH, CONFLICTS_PATH, DENIALS_PATH, FACTS_PATH, MAX_REPORT, OperationReport,
+    PODS_PATH, POLICY_STATE_PATH, PREPARE_PATH, RECENT_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH,
+    SOCKET_NAME, STATUS_PATH,
 };
 use serde::Serialize;
-use telemetry::{Journal, Scope};
+use telemetry::{Journal, Levels, Scope};
 
 use crate::ambient::Ambient;
 use crate::backend::NodeBackend;
@@ -67,6 +69,12 @@ impl Handler for PluginSocket {
             }
             (&Method::POST, None) if uri.path() == REPORT_PATH => self.report(&body),
             (&Method::GET, None) if uri.path() == STATUS_PATH => self.status(),
+            (&Method::GET | &Method::POST, None) if uri.path() == LOG_LEVELS_PATH => {
+                self.log_levels(request.method(), &body)
+            }
+            (&Method::GET, None) if uri.path() == CHECKS_PATH => {
+                answer(&CheckReport::new(self.health.all_check_results()))
+            }
             (&Method::GET, None) if uri.path() == CONFLICTS_PATH => {
                 answer(&self.verifier.known_conflicts().report())
             }
@@ -158,6 +166,19 @@ impl PluginSocket {
             return text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"));
         }
         text(StatusCode::OK, "")
+    }
+
+    /// The levels of the log, after a change where one is asked for.
+    fn log_levels(&self, method: &Method, body: &[u8]) -> ServedAnswer {
+        if method == Method::POST {
+            let levels = String::from_utf8_lossy(body);
+            match Levels::parse(&levels) {
+                Ok(parsed) => self.journal.set_levels(&parsed),
+                Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            }
+            self.log.sum_up("the levels of the log are changed", &[("levels", &levels)]);
+        }
+        answer(&self.journal.levels())
     }
 
     async fn restore(&self, body: &[u8]) -> ServedAnswer {

@@ -147,6 +147,7 @@ impl Agent {
         tell_start(&log, &options, &config.node);
         let health = Arc::new(parts::health(&config));
         let metrics = Arc::new(Metrics::new(!config.ambient.is_off, journal.clone())?);
+        parts::tell_build(&config, &metrics);
         let (source, writer, own_set) = source::source(&config, &log);
         let mut wanted = Wanted::default();
         let watches = config.policy.as_ref().map(|_| PolicyWatches::new(&mut wanted));
@@ -220,6 +221,7 @@ impl Agent {
             tasks.spawn(NodeTaint::live(agent.clone()));
             tasks.spawn(agent.sidecars.clone().live());
             tasks.spawn(agent.verifier.clone().live());
+            tasks.spawn(crate::periodic::live(agent.clone()));
             tasks.spawn(agent.verifier.tell_conflicts());
             let enforces = agent.enforce_policies(&mut tasks);
             let ambient = tokio::spawn(agent.ambient.clone().live());

@@ -30,6 +30,7 @@ use ruleset::Plan;
 
 use crate::backends::Backends;
 
+pub(crate) use census::rule_counts;
 pub(crate) use config::VerifyConfig;
 pub(crate) use culprit::{node_writer, printable};
 pub(crate) use identity::{NetnsIdentity, identity};

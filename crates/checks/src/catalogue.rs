@@ -1,6 +1,6 @@
 //! Every check there is: its id, what it looks at, and where more is said about it.
 
-use crate::{DOCUMENT, Section};
+use crate::{CheckSection, DOCUMENT};
 
 /// A check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub struct CheckSpec {
     /// Its section and its name in it.
     pub id: &'static str,
     /// The part of the node.
-    pub section: Section,
+    pub section: CheckSection,
     /// What it looks at, for people.
     pub looks_at: &'static str,
     /// The heading of [`DOCUMENT`] that explains what it finds, as an anchor.
@@ -29,7 +29,7 @@ macro_rules! catalogue {
         $(
             #[doc = $looks_at]
             pub const $name: CheckSpec =
-                CheckSpec { id: $id, section: Section::$section, looks_at: $looks_at, anchor: $anchor };
+                CheckSpec { id: $id, section: CheckSection::$section, looks_at: $looks_at, anchor: $anchor };
         )*
         /// All checks.
         pub const CATALOGUE: &[&CheckSpec] = &[$(&$name),*];

@@ -32,7 +32,7 @@ pub enum CheckState {
 /// Part of a node that checks are about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Section {
+pub enum CheckSection {
     /// What the kernel has and how full it is.
     Kernel,
     /// Parts of the kernel that may be modules.
@@ -58,7 +58,7 @@ pub struct CheckResult {
     /// As in the catalogue, such as `kernel.conntrack`.
     pub id: String,
     /// The part of the node.
-    pub section: Section,
+    pub section: CheckSection,
     /// What it came to.
     pub state: CheckState,
     /// What was found: for a failure the cause first.
@@ -77,7 +77,7 @@ pub struct CheckResult {
 
 /// What a check found, without what the catalogue says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct CheckFinding {
     /// What it came to.
     pub state: CheckState,
     /// What was found.
@@ -119,9 +119,9 @@ impl CheckState {
     }
 }
 
-// === impl Section ===
+// === impl CheckSection ===
 
-impl Section {
+impl CheckSection {
     /// All of them, as they are shown.
     pub const ALL: [Self; 8] = [
         Self::Kernel,
@@ -150,9 +150,9 @@ impl Section {
     }
 }
 
-// === impl Finding ===
+// === impl CheckFinding ===
 
-impl Finding {
+impl CheckFinding {
     /// In order.
     #[must_use]
     pub fn ok(text: impl Into<String>) -> Self {
@@ -199,7 +199,7 @@ impl Finding {
     }
 }
 
-impl std::fmt::Display for Finding {
+impl std::fmt::Display for CheckFinding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)?;
         self.advice

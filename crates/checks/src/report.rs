@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CheckResult, CheckState};
 
+/// What the report in JSON begins with, as everything else of `cnictl` does.
+const API_VERSION: &str = "cnictl.istio-cni.io/v1";
 /// `kind` of the report in JSON.
 const KIND: &str = "CheckReport";
 
@@ -31,9 +33,9 @@ pub struct Worst<'a> {
 impl CheckReport {
     /// Results in the order of their sections.
     #[must_use]
-    pub fn new(api_version: &str, mut items: Vec<CheckResult>) -> Self {
+    pub fn new(mut items: Vec<CheckResult>) -> Self {
         items.sort_by_key(|item| item.section);
-        Self { api_version: api_version.to_owned(), kind: KIND.to_owned(), items }
+        Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), items }
     }
 
     /// The worst, if any is wrong or unknown.
@@ -62,28 +64,28 @@ impl CheckReport {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Finding, catalogue};
+    use crate::{CheckFinding, catalogue};
 
     #[test]
     fn the_worst_leads_and_what_is_unknown_is_never_good() {
-        let of = |finding: Finding| finding.of(&catalogue::CONNTRACK, 0.0);
-        let report = |items| CheckReport::new("v1", items);
-        let (ok, skipped) = (Finding::ok("a"), Finding::skipped("b"));
+        let of = |finding: CheckFinding| finding.of(&catalogue::CONNTRACK, 0.0);
+        let report = CheckReport::new;
+        let (ok, skipped) = (CheckFinding::ok("a"), CheckFinding::skipped("b"));
         assert_eq!(report(vec![of(ok.clone()), of(skipped)]).worst(), None);
-        let unknown = report(vec![of(ok), of(Finding::unknown("c")), of(Finding::unknown("d"))]);
+        let unknown = report(vec![of(ok), of(CheckFinding::unknown("c")), of(CheckFinding::unknown("d"))]);
         let worst = unknown.worst().map(|worst| (worst.result.text.as_str(), worst.others));
         assert_eq!(worst, Some(("c", 1)));
-        let failed = report(vec![of(Finding::warning("e", "x")), of(Finding::failed("f", "y"))]);
+        let failed = report(vec![of(CheckFinding::warning("e", "x")), of(CheckFinding::failed("f", "y"))]);
         assert_eq!(failed.worst().map(|worst| worst.result.text.as_str()), Some("f"));
     }
 
     #[test]
     fn a_hint_is_there_only_where_something_is_wrong() {
-        let more = |finding: Finding| finding.of(&catalogue::CONNTRACK, 0.0).more;
-        assert_eq!(more(Finding::ok("a")), None);
-        assert_eq!(more(Finding::unknown("a")), None);
+        let more = |finding: CheckFinding| finding.of(&catalogue::CONNTRACK, 0.0).more;
+        assert_eq!(more(CheckFinding::ok("a")), None);
+        assert_eq!(more(CheckFinding::unknown("a")), None);
         assert_eq!(
-            more(Finding::failed("a", "b")).as_deref(),
+            more(CheckFinding::failed("a", "b")).as_deref(),
             Some("docs/troubleshooting.md#connection-tracking")
         );
     }

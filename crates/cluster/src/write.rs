@@ -51,6 +51,15 @@ impl Writer {
         Self { connection, node: node.into() }
     }
 
+    /// Whether the API server answers, as one that is ready. Who may not ask that is answered, too.
+    ///
+    /// # Errors
+    /// It does not answer, is not ready, or does not take the account.
+    pub async fn server_answers(&self) -> Result<(), Error> {
+        let answer = self.connection.ask_whether_ready("ask the API server whether it is ready", LIMIT).await;
+        answer.map(drop).or_else(|error| if error.is_answer() { Ok(()) } else { Err(error) })
+    }
+
     /// Creates an Event about a pod, in its namespace.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ mod audit;
 mod cluster;
 mod conflicts;
 mod guards;
+mod health;
 mod plugin;
 mod points;
 mod policy;
@@ -26,6 +27,8 @@ use audit::AuditMetrics;
 use cluster::ClusterMetrics;
 use conflicts::ConflictMetrics;
 use guards::GuardMetrics;
+pub use health::CheckEnd;
+use health::HealthMetrics;
 use plugin::PluginMetrics;
 use points::PointMetrics;
 use policy::PolicyMetrics;
@@ -63,6 +66,7 @@ pub struct Metrics {
     /// Count what is counted only when somebody asks.
     census: Mutex<Vec<Census>>,
     guards: GuardMetrics,
+    health: HealthMetrics,
 }
 
 impl Metrics {
@@ -109,6 +113,7 @@ impl Metrics {
             conflicts: ConflictMetrics::new(&make)?,
             census: Mutex::default(),
             guards: GuardMetrics::new(&make, journal)?,
+            health: HealthMetrics::new(&make)?,
             registry,
         })
     }

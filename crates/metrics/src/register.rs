@@ -34,7 +34,18 @@ impl Register<'_> {
 
     /// Of seconds.
     pub(super) fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, Error> {
-        let options = HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+        self.histograms_of(name, help, labels, BUCKETS)
+    }
+
+    /// Of seconds, with upper bounds of their own: each is a series for each set of labels.
+    pub(super) fn histograms_of(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, Error> {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         self.registered(HistogramVec::new(options, labels)?)
     }
 

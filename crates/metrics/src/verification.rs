@@ -180,7 +180,7 @@ impl super::Metrics {
         gauge.set(i64::try_from(pods).unwrap_or(i64::MAX));
     }
 
-    /// Exports the gauge of pods' rules by the short names as well.
+    /// Exports the gauges of pods' rules, of the configuration and of connections by the short names as well.
     ///
     /// # Errors
     /// As [`super::Metrics::new`].
@@ -190,7 +190,7 @@ impl super::Metrics {
         let [healthy, missing] =
             ["pod_rules_healthy", "pod_rules_missing"].map(|name| make.gauge(name, help));
         let _ = self.verification.pods.short.set([healthy?, missing?]);
-        Ok(())
+        self.short_health_names()
     }
 
     /// So many pods are expected, verified and not: one snapshot.

@@ -15,8 +15,9 @@ use rundir::pods::{ConflictsReport, MAX_PODS_BYTES, PodsReport, RestoreReport, R
 use rundir::policy::{MAX_POLICY_STATE, PolicyStateReport, PrepareAnswer, PrepareRequest, ReleaseRequest};
 use rundir::recent::{MAX_RECENT_BYTES, RecentReport};
 use rundir::{
-    AgentStatus, CONFLICTS_PATH, DENIALS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH, POLICY_STATE_PATH,
-    PREPARE_PATH, RECENT_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME, STATUS_PATH, facts_file,
+    AgentStatus, CHECKS_PATH, CONFLICTS_PATH, DENIALS_PATH, FACTS_DIR, FACTS_PATH, PODS_PATH,
+    POLICY_STATE_PATH, PREPARE_PATH, RECENT_PATH, RELEASE_PATH, REPORT_PATH, RESTORE_PATH, SOCKET_NAME,
+    STATUS_PATH, facts_file,
 };
 use rustix::process::geteuid;
 use serde::de::DeserializeOwned;
@@ -31,6 +32,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 const READY_TIMEOUT: Duration = Duration::from_millis(20);
 /// Largest answer and file, in bytes: a trimmed object is some kilobytes, its annotations at most 256 KiB.
 const MAX_FACTS: usize = 1 << 20;
+/// Path of the levels of the agent's log.
+pub const LOG_LEVELS_PATH: &str = "/v1/log/levels";
 /// Largest status, in bytes: some lines of text.
 const MAX_STATUS: usize = 64 << 10;
 /// Largest answer to a report, in bytes; it is empty.
@@ -125,6 +128,29 @@ impl AgentSource {
     pub fn pods(&self, fresh: bool, limit: Duration) -> Result<PodsReport, Error> {
         let path = if fresh { format!("{PODS_PATH}?fresh=1") } else { PODS_PATH.to_owned() };
         self.question("get the pods", ("GET", &path), None, MAX_PODS_BYTES, limit)
+    }
+
+    /// What its checks of the node came to last.
+    ///
+    /// # Errors
+    /// As [`Self::pods`].
+    pub fn checks<T: DeserializeOwned>(&self, limit: Duration) -> Result<T, Error> {
+        self.question("get the checks", ("GET", CHECKS_PATH), None, MAX_STATUS, limit)
+    }
+
+    /// The levels of its log, after a change to `levels` where some are given; none in them puts back those of its start.
+    ///
+    /// # Errors
+    /// As [`Self::pods`]; they mean nothing.
+    pub fn log_levels(&self, levels: Option<&str>, limit: Duration) -> Result<String, Error> {
+        let method = if levels.is_some() { "POST" } else { "GET" };
+        self.question(
+            "set the levels of the log",
+            (method, LOG_LEVELS_PATH),
+            levels.map(str::as_bytes),
+            MAX_STATUS,
+            limit,
+        )
     }
 
     /// Has it repair a pod once, now.

@@ -21,7 +21,7 @@ pub mod yaml;
 use capture::Pod;
 use facts::PodRef;
 
-pub use agent::{AgentSource, LastKnown};
+pub use agent::{AgentSource, LOG_LEVELS_PATH, LastKnown};
 pub use annotations::Annotations;
 pub use error::{Cause, Error};
 pub use kubernetes::{DEFAULT_TIMEOUT, Kubernetes};

@@ -46,6 +46,8 @@ pub const PREPARE_PATH: &str = "/v1/policy/prepare";
 pub const RELEASE_PATH: &str = "/v1/policy/release";
 /// Path of [`policy::PolicyStateReport`] on the socket.
 pub const POLICY_STATE_PATH: &str = "/v1/policy/state";
+/// Path of what the agent's checks of its node came to last.
+pub const CHECKS_PATH: &str = "/v1/checks";
 /// Path of [`pods::ConflictsReport`] on the socket.
 pub const CONFLICTS_PATH: &str = "/v1/conflicts";
 /// Path of [`recent::RecentReport`] on the socket.

@@ -9,6 +9,7 @@ mod writer;
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,7 +30,10 @@ pub struct Journal {
 }
 
 struct Shared {
+    /// As the process was started with.
     levels: Levels,
+    /// Each scope that there is, with the level it has now.
+    scopes: Mutex<Vec<(&'static str, Arc<AtomicU8>)>>,
     format: Format,
     writer: LineWriter,
     recent: RecentLines,
@@ -48,7 +52,7 @@ enum Format {
 pub struct Scope {
     journal: Journal,
     name: &'static str,
-    level: Level,
+    level: Arc<AtomicU8>,
 }
 
 /// Levels by scope.
@@ -109,8 +113,12 @@ impl Levels {
 
     /// The level of a scope; info where nothing is said of it.
     pub fn of(&self, scope: &str) -> Level {
+        self.said_of(scope).unwrap_or(Level::Info)
+    }
+
+    fn said_of(&self, scope: &str) -> Option<Level> {
         let named = self.named.iter().rev().find(|(name, _)| name == scope).map(|(_, level)| *level);
-        named.or(self.all).unwrap_or(Level::Info)
+        named.or(self.all)
     }
 }
 
@@ -131,6 +139,7 @@ impl Journal {
         Ok(Self {
             shared: Arc::new(Shared {
                 levels,
+                scopes: Mutex::default(),
                 format,
                 writer,
                 recent: RecentLines::default(),
@@ -141,7 +150,38 @@ impl Journal {
 
     /// The lines of a scope.
     pub fn scope(&self, name: &'static str) -> Scope {
-        Scope { journal: self.clone(), name, level: self.shared.levels.of(name) }
+        let mut scopes = self.scopes();
+        let known = scopes.iter().find(|(known, _)| *known == name).map(|(_, level)| level.clone());
+        let level = known.unwrap_or_else(|| {
+            let level = Arc::new(AtomicU8::new(self.shared.levels.of(name) as u8));
+            scopes.push((name, level.clone()));
+            level
+        });
+        drop(scopes);
+        Scope { journal: self.clone(), name, level }
+    }
+
+    /// From now on scopes have these levels; those of which nothing is said have the ones that the process was started with.
+    pub fn set_levels(&self, levels: &Levels) {
+        for (name, level) in self.scopes().iter() {
+            level.store(
+                levels.said_of(name).unwrap_or_else(|| self.shared.levels.of(name)) as u8,
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    /// The scopes that there are with their levels, as [`Levels::parse`] reads them.
+    pub fn levels(&self) -> String {
+        let scopes = self.scopes();
+        let mut all: Vec<String> =
+            scopes.iter().map(|(name, level)| format!("{name}:{}", Level::of(level).as_str())).collect();
+        all.sort();
+        all.join(",")
+    }
+
+    fn scopes(&self) -> MutexGuard<'_, Vec<(&'static str, Arc<AtomicU8>)>> {
+        self.shared.scopes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The level of a scope.
@@ -202,7 +242,7 @@ impl Scope {
 
     /// A line of level warn that sums up and is told each time: the caller chooses the pauses.
     pub fn sum_up(&self, msg: impl Display, labels: &[Label<'_>]) {
-        if self.level.passes(Level::Warn) {
+        if Level::of(&self.level).passes(Level::Warn) {
             self.tell(Level::Warn, &msg.to_string(), labels);
         }
     }
@@ -218,7 +258,7 @@ impl Scope {
         if level == Level::Info {
             self.settled(labels);
         }
-        if !self.level.passes(level) {
+        if !Level::of(&self.level).passes(level) {
             return;
         }
         let msg = msg.to_string();
@@ -251,7 +291,7 @@ impl Scope {
     pub fn relay(&self, lines: &[Relayed<'_>]) -> usize {
         let shared = &self.journal.shared;
         let (mut text, mut count) = (Vec::new(), 0);
-        for line in lines.iter().filter(|line| self.level.passes(line.level)) {
+        for line in lines.iter().filter(|line| Level::of(&self.level).passes(line.level)) {
             let time = Stamp::Written(line.time);
             text.extend(shared.format.line(self.name, line.level, time, line.msg.trim(), line.labels));
             count += 1;
@@ -267,7 +307,10 @@ impl Scope {
 
 impl fmt::Debug for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scope").field("name", &self.name).field("level", &self.level).finish_non_exhaustive()
+        f.debug_struct("Scope")
+            .field("name", &self.name)
+            .field("level", &Level::of(&self.level))
+            .finish_non_exhaustive()
     }
 }
 

@@ -30,6 +30,14 @@ impl Level {
         ALL.into_iter().find(|level| level.as_str().eq_ignore_ascii_case(word)).unwrap_or(Self::Info)
     }
 
+    /// A level that is kept as its number.
+    pub(crate) fn of(kept: &std::sync::atomic::AtomicU8) -> Self {
+        const ALL: [Level; 6] =
+            [Level::Debug, Level::Info, Level::Warn, Level::Error, Level::Fatal, Level::None];
+        let number = usize::from(kept.load(std::sync::atomic::Ordering::Relaxed));
+        ALL.get(number).copied().unwrap_or(Self::Info)
+    }
+
     /// The word that stands for this level in the configuration and in a line.
     pub const fn as_str(self) -> &'static str {
         match self {

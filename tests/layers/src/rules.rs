@@ -59,6 +59,24 @@ const CRATES: &[(&str, Layer)] = &[
     // The plugin, the installer and cnictl meet at the same mark.
     ("leftover", Layer::Effect { ours: &["cni"] }),
     ("install", Layer::Effect { ours: &["cni", "fault", "leftover", "rundir", "trusted"] }),
+    // Looks at a node for the agent and for cnictl, and asks the API server as the plugin does.
+    (
+        "doctor",
+        Layer::Effect {
+            ours: &[
+                "checks",
+                "cni",
+                "facts",
+                "fault",
+                "install",
+                "kernel",
+                "netns",
+                "podsource",
+                "rundir",
+                "trusted",
+            ],
+        },
+    ),
     // Manifests are read by podsource for the plugin and the agent alike.
     (
         "cluster",

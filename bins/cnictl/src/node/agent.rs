@@ -24,25 +24,25 @@ const MAX_HOLDER: u64 = 4096;
 
 /// One socket of the run directory.
 #[derive(Debug, Serialize)]
-pub(super) struct RunDirSocket {
-    pub(super) path: PathBuf,
+pub(crate) struct RunDirSocket {
+    pub(crate) path: PathBuf,
     /// Whether somebody accepts connections; absent where this user may not connect.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) listening: Option<bool>,
+    pub(crate) listening: Option<bool>,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) error: Option<String>,
+    pub(crate) error: Option<String>,
 }
 
 /// The agent may not be asked by this user, or why it does not say how it is.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Silence {
+pub(crate) enum Silence {
     Denied,
     Failed(String),
 }
 
 /// Asks the agent how it is.
-pub(super) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
+pub(crate) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
     AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).status(AGENT_PATIENCE).map_err(|error| match &*error
         .cause
     {
@@ -52,7 +52,7 @@ pub(super) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
 }
 
 /// What the agent knows of the pods, if it is of a version that says so.
-pub(super) fn pods(run_dir: &Path) -> Option<PodsReport> {
+pub(crate) fn pods(run_dir: &Path) -> Option<PodsReport> {
     AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).pods(false, AGENT_PATIENCE).ok()
 }
 
@@ -61,7 +61,7 @@ fn is_denied(error: &io::Error) -> bool {
 }
 
 /// The sockets that are there, or may be.
-pub(super) fn sockets(run_dir: &Path) -> Vec<RunDirSocket> {
+pub(crate) fn sockets(run_dir: &Path) -> Vec<RunDirSocket> {
     let there = |path: PathBuf| match std::fs::symlink_metadata(&path) {
         Ok(_) => Some(RunDirSocket::at(path)),
         Err(error) if is_denied(&error) => Some(RunDirSocket { path, listening: None, error: None }),
@@ -71,7 +71,7 @@ pub(super) fn sockets(run_dir: &Path) -> Vec<RunDirSocket> {
 }
 
 /// The agent that works on this node, by the lock that it holds.
-pub(super) fn holder(run_dir: &Path) -> Option<Holder> {
+pub(crate) fn holder(run_dir: &Path) -> Option<Holder> {
     let file = trusted::open(&run_dir.join(LOCK_NAME), Links::Refused).ok()?;
     if flock(&file, FlockOperation::NonBlockingLockShared) != Err(Errno::WOULDBLOCK) {
         return None;
@@ -98,14 +98,14 @@ impl RunDirSocket {
 }
 
 /// How many pods' last known facts are on disk; the error is the directory, where this user may not look.
-pub(super) fn last_known(run_dir: &Path) -> Result<usize, PathBuf> {
+pub(crate) fn last_known(run_dir: &Path) -> Result<usize, PathBuf> {
     unless_denied(run_dir.join(FACTS_DIR), rundir::json_files(&run_dir.join(FACTS_DIR), MAX_FILES))
         .map(|files| files.len())
 }
 
 /// Pods that started without capture and are not marked yet, as `namespace/name`; a note that cannot be read has its file's name. The error is
 /// as in [`last_known`].
-pub(super) fn uncaptured(run_dir: &Path) -> Result<Vec<String>, PathBuf> {
+pub(crate) fn uncaptured(run_dir: &Path) -> Result<Vec<String>, PathBuf> {
     let mut notes = unless_denied(run_dir.join(UNCAPTURED_DIR), note::list(run_dir, MAX_FILES))?;
     notes.sort();
     let name = |(index, path): (usize, &PathBuf)| {

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 /// The node's directories as the command line names them. In the agent's container the node's are mounted below /host, or where the agent's own
 /// variables say.
 #[derive(Debug, clap::Args)]
-pub(super) struct PlaceArgs {
+pub(crate) struct PlaceArgs {
     /// Directory of CNI configurations [default: /etc/cni/net.d, in the agent's container where it is mounted]
     #[arg(long, value_name = "DIR", value_parser = directory)]
     net_dir: Option<PathBuf>,
@@ -40,6 +40,11 @@ impl NodePlaces {
         PlaceArgs { net_dir, bin_dirs: Vec::new(), run_dir, state_dir: None }.places()
     }
 
+    /// Directories of the plugin's program.
+    pub(crate) fn bin_dirs(&self) -> &[PathBuf] {
+        &self.bin_dirs
+    }
+
     /// Those that are the agent's own.
     pub(super) fn own_dirs(&self) -> [&Path; 2] {
         [&self.run_dir, &self.state_dir]
@@ -48,7 +53,7 @@ impl NodePlaces {
 
 impl PlaceArgs {
     /// The directories, with the defaults of this machine.
-    pub(super) fn places(&self) -> NodePlaces {
+    pub(crate) fn places(&self) -> NodePlaces {
         self.choose(|name| std::env::var_os(name), |path| Path::new(path).is_dir())
     }
 

@@ -6,6 +6,7 @@ mod agent_pods;
 mod ambient;
 mod chain;
 mod conflicts;
+mod doctor;
 mod documents;
 mod explain;
 mod fake;

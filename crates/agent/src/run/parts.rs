@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::{Cluster, Writer};
 use enforcement::{DenialBook, PointChoice, Policies, PolicyParts, PolicyPoint, PolicyWatches};
+use kernel::Choice;
+use ruleset::Backend;
 use telemetry::{Journal, Scope};
 use tokio::sync::Notify;
 
@@ -276,4 +278,16 @@ pub(super) fn health(config: &AgentConfig) -> Health {
         health.ready(HealthPart::Conflicts);
     }
     health
+}
+
+/// What runs here, for those who compare nodes.
+pub(super) fn tell_build(config: &AgentConfig, metrics: &Metrics) {
+    let backend = match config.choice {
+        Choice::Auto => "auto",
+        Choice::Only(Backend::Nftables) => "nftables",
+        Choice::Only(Backend::Iptables) => "iptables",
+    };
+    let mode = if config.ambient.is_off { "sidecar" } else { "ambient" };
+    let commit = option_env!("ISTIO_CNI_COMMIT").unwrap_or("unknown");
+    metrics.build_info(env!("CARGO_PKG_VERSION"), commit, backend, mode);
 }

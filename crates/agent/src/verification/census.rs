@@ -34,20 +34,7 @@ impl PodVerifier {
     fn take_census(&self) {
         let (pods, metrics) = (self.pods(), &self.parts.metrics);
         metrics.pods_verified(&Self::ledger(&pods));
-        let mut rules = PodRuleCounts::default();
-        for pod in &pods {
-            *match pod.state {
-                VerificationState::Verified | VerificationState::Unacknowledged => &mut rules.healthy,
-                VerificationState::Drifted | VerificationState::Contended if pod.is_without_rules => {
-                    &mut rules.missing
-                }
-                VerificationState::Drifted | VerificationState::Contended => &mut rules.different,
-                VerificationState::Draining
-                | VerificationState::Unverifiable(_)
-                | VerificationState::Starting => &mut rules.unverifiable,
-            } += 1;
-        }
-        metrics.pod_rules(rules);
+        metrics.pod_rules(rule_counts(&pods));
         for mode in DataPlaneMode::ALL {
             let lacks = |ports: &Vec<u16>| !ports.is_empty();
             let missing = |pod: &&PodVerification| {
@@ -57,6 +44,24 @@ impl PodVerifier {
         }
         metrics.oldest_verification(pods.iter().filter_map(|pod| pod.last_verified).min());
     }
+}
+
+/// The pods by what is known of their rules.
+pub(crate) fn rule_counts(pods: &[PodVerification]) -> PodRuleCounts {
+    let mut rules = PodRuleCounts::default();
+    for pod in pods {
+        *match pod.state {
+            VerificationState::Verified | VerificationState::Unacknowledged => &mut rules.healthy,
+            VerificationState::Drifted | VerificationState::Contended if pod.is_without_rules => {
+                &mut rules.missing
+            }
+            VerificationState::Drifted | VerificationState::Contended => &mut rules.different,
+            VerificationState::Draining
+            | VerificationState::Unverifiable(_)
+            | VerificationState::Starting => &mut rules.unverifiable,
+        } += 1;
+    }
+    rules
 }
 
 /// Whether nothing of ours is there, as far as the differences tell.

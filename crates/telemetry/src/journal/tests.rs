@@ -135,3 +135,24 @@ fn what_sums_up_is_told_each_time() {
     );
     assert_eq!(sums("all:error"), "");
 }
+
+/// Scopes that were made before follow, and those of which nothing is said have the level of the start again.
+#[test]
+fn levels_change_while_the_journal_is_written() {
+    let text = written("ambient:warn", false, |journal| {
+        let (ambient, agent) = (journal.scope("ambient"), journal.scope("cni-agent"));
+        let both = |word: &str| [&ambient, &agent].map(|scope| scope.debug(word, &[]));
+        both("1");
+        journal.set_levels(&Levels::parse("ambient:debug").unwrap());
+        assert_eq!(journal.levels(), "ambient:debug,cni-agent:info");
+        both("2");
+        journal.set_levels(&Levels::parse("all:debug").unwrap());
+        both("3");
+        journal.set_levels(&Levels::default());
+        assert_eq!(journal.levels(), "ambient:warn,cni-agent:info");
+        both("4");
+    });
+    let told: Vec<_> =
+        text.lines().map(|line| line.split('\t').skip(2).take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(told, ["ambient 2", "ambient 3", "cni-agent 3"]);
+}

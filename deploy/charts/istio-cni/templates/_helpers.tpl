@@ -119,6 +119,9 @@ operator.istio.io/component: Cni
   "VERIFY_INTERVAL" $values.agent.verifyInterval
   "VERIFY_FULL_INTERVAL" $values.agent.verifyFullInterval
   "VERIFY_REPAIR" $values.agent.verifyRepair
+  "HEALTH_CONFIG_INTERVAL" $values.agent.healthConfigInterval
+  "HEALTH_CONNECTIVITY_INTERVAL" $values.agent.healthConnectivityInterval
+  "HEALTH_DNS_SERVERS" (join "," $values.agent.healthDnsServers)
   "HEALTH_METRICS_SHORT_NAMES" $values.agent.healthMetricsShortNames
   "CONFLICT_RESOLUTION" $values.agent.conflictResolution
   "CONFLICTS_BLOCK_READY" $values.agent.conflictsBlockReady

@@ -68,7 +68,9 @@ fn metrics_have_exactly_these_names_and_labels() {
     let node = Node::new().unwrap();
     node.sidecar("web", "uid-1");
     let netns = TestNetns::new().unwrap();
-    let agent = node.start().unwrap();
+    // The names of checks are in their own tests.
+    let agent = node.agent().arg("--health-config-interval=0").arg("--health-connectivity-interval=0");
+    let agent = agent.ready().unwrap();
     PodCall::new(&node, "web", "uid-1", netns.path()).unwrap().refused().unwrap();
     std::fs::write(node.conflist(), Node::foreign_conflist()).unwrap();
     node.api.disturb_watches(testkit::apiserver::Resource::Pods, testkit::apiserver::WatchFault::Reset);
@@ -91,6 +93,7 @@ fn metrics_have_exactly_these_names_and_labels() {
         "istio_cni_ambient_leftover_pods{}",
         "istio_cni_api_server_failures_total{reason}",
         "istio_cni_api_server_up{}",
+        "istio_cni_build_info{backend,commit,mode,version}",
         "istio_cni_capture_disabled_pods{mode}",
         "istio_cni_capture_enabled{}",
         "istio_cni_config_overwritten_total{component}",

@@ -12,6 +12,7 @@ mod denials_answered;
 mod descriptor;
 mod failure;
 mod floods;
+mod health;
 mod joining;
 mod keeping;
 mod life;
