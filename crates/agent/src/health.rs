@@ -62,6 +62,8 @@ pub(crate) enum Notice {
     Permission,
     /// The connection to the API server.
     ApiServer,
+    /// Tenants of which something is not understood, or of whose namespaces others have some.
+    Tenants,
 }
 
 /// The state of all parts, and the notices. A part that was never heard of is pending.
@@ -106,6 +108,7 @@ impl Notice {
             Self::Overdue => "overdue pods",
             Self::Permission => "verification",
             Self::ApiServer => "api server",
+            Self::Tenants => "tenants",
         }
     }
 }

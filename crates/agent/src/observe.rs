@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use cluster::daemonset::decide;
-use cluster::{Event as ClusterEvent, Source, Store, WatchError, WatchName};
+use cluster::kind::NetworkTenants;
+use cluster::{Event as ClusterEvent, Kind as _, Source, Store, WatchError, WatchName};
 use enforcement::Policies;
 use install::InstallEvent;
 
@@ -108,6 +109,14 @@ fn told(agent: &Agent, stores: &[Store], event: ClusterEvent) {
             log.info("the API server answers again", &[("away_for_s", &away_for.as_secs())]);
         }
         ClusterEvent::Relisted { what } => log.info("everything is listed anew", &[("watch", &what.name())]),
+        // Their grants are missing for the same reason.
+        ClusterEvent::KindAbsent { what } if what == NetworkTenants::WATCH => {
+            let text = "the API server does not have this kind, so there are no tenants; its definition comes with the chart's tenants.enabled";
+            log.info(text, &[("kind", &what.name())]);
+        }
+        ClusterEvent::KindAbsent { what } => {
+            log.debug("the API server does not have this kind", &[("kind", &what.name())]);
+        }
         ClusterEvent::Unreadable { what, error } => {
             metrics.watch_failure(what.name());
             log.warn(&error, &[("watch", &what.name())]);

@@ -9,13 +9,15 @@ mod leave;
 mod looker;
 mod node_point;
 mod pod_point;
+mod tenant_leader;
+mod tenant_status;
 mod told;
 mod tunnels;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use enforcement::{StartedPod, StartedPods};
+use enforcement::{Policies, StartedPod, StartedPods};
 use facts::PodRef;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -29,6 +31,7 @@ pub(crate) use denials::{DenialParts, DenialReader};
 pub(crate) use leave::PolicyLeaver;
 pub(crate) use node_point::{NodePoint, node_settings};
 pub(crate) use pod_point::{PodPointKeeper, PodPointParts, PodPolicyPoint};
+use tenant_leader::TenantLeader;
 pub(crate) use told::PolicyTeller;
 pub(crate) use tunnels::PolicyTunnels;
 
@@ -63,6 +66,9 @@ impl Agent {
                 if let Some(keeper) = self.pod_point.clone() {
                     tasks.spawn(looker::live(policies.clone(), keeper, self.cluster.clone()));
                 }
+                if let Some(leader) = self.tenant_leader(&policies) {
+                    tasks.spawn(leader.live());
+                }
                 let keeper = self.pod_point.clone().map(|keeper| tasks.spawn(keeper.live()));
                 keeper.into_iter().chain([tasks.spawn(policies.live())]).collect()
             }
@@ -75,6 +81,15 @@ impl Agent {
         if let Some(audit) = self.denials.as_ref().and_then(|denials| denials.audit()) {
             let _ = tokio::task::spawn_blocking(move || audit.stop()).await;
         }
+    }
+
+    /// Nothing where there are no tenants, or no API server that takes their status.
+    fn tenant_leader(&self, policies: &Policies) -> Option<TenantLeader> {
+        self.config.policy.as_ref().filter(|policy| policy.enforces_tenants)?;
+        let (writer, pod) = (self.writer.clone()?, &self.config.pod);
+        let holder = if pod.name.is_empty() { &self.config.node } else { &pod.name };
+        let log = self.log.clone();
+        Some(TenantLeader::new(policies.clone(), writer, (&pod.namespace, holder), log))
     }
 
     /// Who answers plugins about policies, where they are enforced.

@@ -150,7 +150,9 @@ impl Agent {
         parts::tell_build(&config, &metrics);
         let (source, writer, own_set) = source::source(&config, &log);
         let mut wanted = Wanted::default();
-        let watches = config.policy.as_ref().map(|_| PolicyWatches::new(&mut wanted));
+        let watches = config.policy.as_ref().map(|policy| {
+            PolicyWatches::new(&mut wanted, policy, parts::mesh_namespaces(&config.pod.namespace))
+        });
         let cluster = Cluster::wanting(wanted);
         let kept_facts = Arc::new(KeptFacts::new(&config, cluster.clone(), log.clone()));
         let events = Arc::new(Events::new(writer.clone(), config.pod.clone(), log.clone()));

@@ -10,6 +10,7 @@ mod node;
 mod peer;
 mod pod;
 mod service;
+mod tenant;
 
 use kube::core::Request;
 use kube::core::params::{GetParams, ListParams, VersionMatch, WatchParams};
@@ -19,11 +20,13 @@ pub use daemonset::DaemonSets;
 pub use endpointslice::EndpointSlices;
 pub use namespace::Namespaces;
 pub use networkpolicy::NetworkPolicies;
-pub use node::Nodes;
+pub use node::{Nodes, NodesByAddress};
 pub use peer::PeerPods;
 pub use pod::Pods;
 pub use service::Services;
+pub use tenant::{NetworkTenants, TenantGrants};
 
+use crate::readiness::WatchName;
 use crate::write::segment;
 
 /// Objects in a page of a list that the API server reads from its store, as many as a node has pods.
@@ -35,6 +38,10 @@ pub trait Kind: 'static {
     type Object: DeserializeOwned + PartialEq + Send + Sync + 'static;
     /// Where it is in the API.
     const RESOURCE: Resource;
+    /// Whether a cluster may not have the kind: it is a definition of our own. Then there are no objects of it, until it comes.
+    const IS_OPTIONAL: bool = false;
+    /// Its name in logs and metrics.
+    const WATCH: WatchName = WatchName::of(Self::RESOURCE.plural);
 
     /// The last step of reading one.
     fn kept(object: Self::Object) -> Self::Object {
@@ -270,6 +277,18 @@ mod tests {
                 "endpointslices",
             ),
             (PeerPods::RESOURCE, ObjectSelection::all(), "/api/v1/pods?&resourceVersion=0", "pods"),
+            (
+                NetworkTenants::RESOURCE,
+                ObjectSelection::all(),
+                "/apis/tenancy.istio-cni.io/v1alpha1/networktenants?&resourceVersion=0",
+                "networktenants",
+            ),
+            (
+                TenantGrants::RESOURCE,
+                ObjectSelection::all(),
+                "/apis/tenancy.istio-cni.io/v1alpha1/tenantgrants?&resourceVersion=0",
+                "tenantgrants",
+            ),
         ] {
             let (listed, said) = paths(resource, selection);
             // Parameters come in any order.

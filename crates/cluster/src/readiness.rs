@@ -39,6 +39,9 @@ impl WatchName {
     /// Pods of the whole cluster.
     pub const PEERS: Self = Self("peers");
 
+    /// Addresses of all nodes.
+    pub const ALL_NODES: Self = Self("all nodes");
+
     /// A kind that was asked for, by its name in paths.
     pub(crate) const fn of(plural: &'static str) -> Self {
         Self(plural)

@@ -100,7 +100,7 @@ impl Writer {
     }
 
     /// Creates an Event in a namespace about an object of a name.
-    async fn event(
+    pub(crate) async fn event(
         &self,
         operation: &str,
         (namespace, name): (&str, &str),

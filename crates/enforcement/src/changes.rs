@@ -34,6 +34,12 @@ pub(super) struct Changes {
     pub(super) pods: BTreeMap<ObjectKey, Vec<IpAddr>>,
     /// Whether Services or their endpoints have changed.
     pub(super) services: bool,
+    /// Tenants, by name.
+    pub(super) tenants: BTreeSet<Box<str>>,
+    /// Whether grants have changed.
+    pub(super) grants: bool,
+    /// Whether addresses of nodes have changed.
+    pub(super) nodes: bool,
     /// Pods that have the rules which judge their tunnels.
     pub(super) tunnels: BTreeSet<ObjectKey>,
     /// When the first of them was told.
@@ -69,6 +75,21 @@ impl Inbox {
     /// Services or their endpoints have changed.
     pub(super) fn services(&self) {
         self.tell(|state| state.changes.services = true);
+    }
+
+    /// Tenants have changed.
+    pub(super) fn tenants(&self, names: impl IntoIterator<Item = Box<str>>) {
+        self.tell(|state| state.changes.tenants.extend(names));
+    }
+
+    /// Grants have changed.
+    pub(super) fn grants(&self) {
+        self.tell(|state| state.changes.grants = true);
+    }
+
+    /// Addresses of nodes have changed.
+    pub(super) fn nodes(&self) {
+        self.tell(|state| state.changes.nodes = true);
     }
 
     /// A pod has the rules that judge its tunnel.

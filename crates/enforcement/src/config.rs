@@ -19,6 +19,8 @@ pub struct PolicyConfig {
     pub judges_tunnel: bool,
     /// `POLICY_POD_POINT_MAX`: most elements of the sets in one pod's namespace.
     pub pod_point_max: usize,
+    /// `TENANTS_ENFORCEMENT` is `on`.
+    pub enforces_tenants: bool,
 }
 
 /// Where policies of pods are enforced.
@@ -84,9 +86,22 @@ impl PolicyConfig {
                 [("inner", true), ("port", false)],
             )?,
             pod_point_max,
+            enforces_tenants: enforces_tenants(options, is_on)?,
         };
         Ok(is_on.then_some(config))
     }
+}
+
+/// Tenants are enforced by what enforces policies, and beside them.
+fn enforces_tenants(options: &Options, enforces_policies: bool) -> Result<bool, BadOption> {
+    let name = "tenants-enforcement";
+    let enforces = word(options, Setting::TenantsEnforcement, name, [("off", false), ("on", true)])?;
+    if enforces && !enforces_policies {
+        let text = options.text(Setting::TenantsEnforcement);
+        let why = "needs policy-enforcement on beside it: tenants hand on to NetworkPolicies";
+        return Err(BadOption::new(name, text, why));
+    }
+    Ok(enforces)
 }
 
 /// What the word of an option stands for.

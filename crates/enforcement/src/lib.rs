@@ -13,9 +13,11 @@ mod news;
 mod pod_book;
 mod point;
 mod points;
+mod requests;
 mod services;
 mod sight;
 mod state;
+mod tenants;
 mod tunnels;
 mod waking;
 mod world;
@@ -45,11 +47,14 @@ pub use news::{PolicyCounts, PolicyNews, PolicyStanding};
 pub use pod_book::{PodBook, PodJob, SetContent, SetJob};
 pub use point::{EnforcementPoint, PointCharge, PointError, PointLook, PolicyPoint};
 use points::Points;
+use requests::{PolicyRequest, PolicyTurn, TunnelRequest};
 pub use services::ClassServices;
 use services::ServiceStores;
 pub use sight::{AttachedPod, NodeSight, UnseenReason};
 use state::{FollowStage, PolicySources, PolicyState};
 pub use state::{KnownPoint, KnownPolicies, NotPrepared, PodNetwork, PodToPrepare, PreparedPod};
+use tenants::TenantStores;
+pub use tenants::{ReachedService, ServiceReach, TenantOverview, TenantReport, TenantStanding};
 pub use tunnels::TunnelEntry;
 pub use waking::Waker;
 use world::LocalPods;
@@ -63,6 +68,8 @@ const SWEEP: Duration = Duration::from_secs(60);
 const VERIFICATION: Duration = Duration::from_secs(30);
 /// The least between two looks at what others have committed: who commits all the time is not to keep this task from its work.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+/// How long a pod that starts waits until its namespace is known.
+const NAMESPACE_LIMIT: Duration = Duration::from_millis(500);
 /// Plugins that wait to be heard.
 const MAX_REQUESTS: usize = 256;
 
@@ -72,6 +79,9 @@ pub struct PolicyWatches {
     peers: Shared<Peers>,
     interest: watch::Sender<bool>,
     services: ServiceStores,
+    /// Absent where tenants are not enforced.
+    tenants: Option<TenantStores>,
+    mesh_namespaces: Vec<Box<str>>,
     inbox: Arc<Inbox>,
 }
 
@@ -119,49 +129,19 @@ pub type PointMaker = Box<dyn Fn() -> Box<dyn PolicyPoint> + Send + Sync>;
 pub struct Policies {
     parts: Arc<PolicyParts>,
     sources: Arc<PolicySources>,
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<PolicyRequest>,
     turns: Arc<watch::Sender<u64>>,
     standing: Arc<Mutex<PolicyStanding>>,
     untested: Arc<watch::Sender<std::collections::BTreeSet<LocalName>>>,
     /// Taken by the task.
-    asked: Arc<Mutex<Option<mpsc::Receiver<Request>>>>,
-}
-
-/// What is to be done beside following what changed.
-#[derive(Default)]
-struct Turn {
-    request: Option<Request>,
-    sweeps: bool,
-    look: Option<PointLook>,
-}
-
-/// What plugins ask.
-enum Request {
-    Prepare(PodToPrepare, oneshot::Sender<Result<PreparedPod, NotPrepared>>),
-    Release(PodRef, oneshot::Sender<()>),
-    Look(AttachedPod, oneshot::Sender<()>),
-    Snapshot(oneshot::Sender<Option<PolicySnapshot>>),
-    /// And gives the batch back.
-    Denied(DenialBatch, oneshot::Sender<(DenialBatch, Vec<DenialRecord>)>),
-    /// Connections, and the own node's addresses.
-    Judge(Vec<PolicyFlow>, Arc<[IpAddr]>, oneshot::Sender<Vec<bool>>),
-    /// With so many pods at most.
-    Known(usize, oneshot::Sender<Option<KnownPolicies>>),
-    Tunnel(TunnelRequest),
-}
-
-/// What ambient mode tells and asks of pods' tunnels.
-enum TunnelRequest {
-    Enter(PodRef, TunnelEntry),
-    Leave(PodRef, oneshot::Sender<()>),
-    Await(PodRef, oneshot::Sender<()>),
+    asked: Arc<Mutex<Option<mpsc::Receiver<PolicyRequest>>>>,
 }
 
 // === impl PolicyWatches ===
 
 impl PolicyWatches {
-    /// Adds what is watched.
-    pub fn new(wanted: &mut Wanted) -> Self {
+    /// Adds what is watched; tenants only where these are enforced. The mesh's control plane may be in `mesh_namespaces`.
+    pub fn new(wanted: &mut Wanted, config: &PolicyConfig, mesh_namespaces: Vec<Box<str>>) -> Self {
         let inbox = Arc::new(Inbox::default());
         let interest = watch::Sender::new(false);
         let told = inbox.clone();
@@ -171,7 +151,8 @@ impl PolicyWatches {
         let told = inbox.clone();
         let peers = wanted.peers(interest.subscribe(), move |effects| told.pods(effects));
         let services = ServiceStores::new(wanted, &inbox);
-        Self { policies, peers, interest, services, inbox }
+        let tenants = config.enforces_tenants.then(|| TenantStores::new(wanted, &inbox));
+        Self { policies, peers, interest, services, tenants, mesh_namespaces, inbox }
     }
 }
 
@@ -180,9 +161,19 @@ impl PolicyWatches {
 impl Policies {
     /// Nothing happens before [`Self::live`].
     pub fn new(parts: PolicyParts, watches: PolicyWatches) -> Self {
-        let PolicyWatches { policies, peers, interest, services, inbox } = watches;
+        let PolicyWatches { policies, peers, interest, services, tenants, mesh_namespaces, inbox } = watches;
         let (cluster, tunnels) = (parts.cluster.clone(), parts.tunnels.clone());
-        let sources = PolicySources { policies, peers, cluster, interest, inbox, tunnels, services };
+        let sources = PolicySources {
+            policies,
+            peers,
+            cluster,
+            interest,
+            inbox,
+            tunnels,
+            services,
+            tenants,
+            mesh_namespaces,
+        };
         let (sender, requests) = mpsc::channel(MAX_REQUESTS);
         let asked = Arc::new(Mutex::new(Some(requests)));
         let (parts, sources, turns) = (Arc::new(parts), Arc::new(sources), Arc::default());
@@ -195,17 +186,36 @@ impl Policies {
     /// # Errors
     /// That is not so.
     pub async fn prepare(&self, starting: PodToPrepare) -> Result<PreparedPod, NotPrepared> {
+        if self.sources.tenants.is_some() {
+            self.await_namespace(&starting.pod.namespace).await;
+        }
         let (answer, answered) = oneshot::channel();
-        let asked = self.requests.send(Request::Prepare(starting, answer)).await;
+        let asked = self.requests.send(PolicyRequest::Prepare(starting, answer)).await;
         asked.map_err(|_| NotPrepared::Ended)?;
         answered.await.map_err(|_| NotPrepared::Ended)?
+    }
+
+    /// Waits for a namespace that is not known yet: the watch of a pod may be ahead of that of its namespace, and which tenant has it decides.
+    async fn await_namespace(&self, name: &str) {
+        let is_known = || self.sources.cluster.index().namespace(name).is_some();
+        let mut turns = self.turns();
+        let known = async { while !is_known() && turns.changed().await.is_ok() {} };
+        // What is not known then is told by the task.
+        let _ = tokio::time::timeout(NAMESPACE_LIMIT, known).await;
+    }
+
+    /// What the objects of tenants come to; nothing before all lists are complete, or where tenants are not enforced.
+    pub async fn tenants(&self) -> Option<TenantOverview> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(PolicyRequest::Tenants(answer)).await.ok()?;
+        answered.await.ok()?
     }
 
     /// The addresses of a pod are released. Another one may have them as soon as this is done.
     pub async fn released(&self, pod: PodRef) {
         let (answer, answered) = oneshot::channel();
         // There is nobody to tell any more.
-        let _ = self.requests.send(Request::Release(pod, answer)).await;
+        let _ = self.requests.send(PolicyRequest::Release(pod, answer)).await;
         let _ = answered.await;
     }
 
@@ -235,27 +245,27 @@ impl Policies {
 
     async fn tell_tunnel(&self, request: TunnelRequest) {
         // Where the task has ended nothing is enforced any more.
-        let _ = self.requests.send(Request::Tunnel(request)).await;
+        let _ = self.requests.send(PolicyRequest::Tunnel(request)).await;
     }
 
     /// What is known now, for the disk, without the own node's addresses; nothing before all lists are complete.
     pub async fn snapshot(&self) -> Option<PolicySnapshot> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::Snapshot(answer)).await.ok()?;
+        self.requests.send(PolicyRequest::Snapshot(answer)).await.ok()?;
         answered.await.ok()?
     }
 
     /// The records of what rules have logged, for [`DenialBook::take`]. Nothing when the task has ended.
     pub async fn denied(&self, batch: DenialBatch) -> Option<(DenialBatch, Vec<DenialRecord>)> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::Denied(batch, answer)).await.ok()?;
+        self.requests.send(PolicyRequest::Denied(batch, answer)).await.ok()?;
         answered.await.ok()
     }
 
     /// What is known now, for people, with so many pods at most; nothing before all lists are complete.
     pub async fn known(&self, most: usize) -> Option<KnownPolicies> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request::Known(most, answer)).await.ok()?;
+        self.requests.send(PolicyRequest::Known(most, answer)).await.ok()?;
         answered.await.ok()?
     }
 
@@ -268,7 +278,7 @@ impl Policies {
     pub async fn judge(&self, flows: Vec<PolicyFlow>, node: Arc<[IpAddr]>) -> Vec<bool> {
         let (answer, answered) = oneshot::channel();
         // There is nobody to ask any more.
-        let _ = self.requests.send(Request::Judge(flows, node, answer)).await;
+        let _ = self.requests.send(PolicyRequest::Judge(flows, node, answer)).await;
         answered.await.unwrap_or_default()
     }
 
@@ -309,8 +319,8 @@ impl Policies {
         let mut looked = Instant::now();
         let disturbed = self.parts.disturbed.clone();
         loop {
-            let mut turn = Turn::default();
-            let due = state.services.due().map(Instant::from_std);
+            let mut turn = PolicyTurn::default();
+            let due = state.due().map(Instant::from_std);
             let calm = async || {
                 sleep_until(looked + BETWEEN_LOOKS).await;
                 disturbed.notified().await;
@@ -328,8 +338,15 @@ impl Policies {
                 looked = Instant::now();
             }
             // Who writes snapshots would ask without end, and denials change nothing.
-            let is_question =
-                matches!(turn.request, Some(Request::Snapshot(_) | Request::Denied(..) | Request::Known(..)));
+            let is_question = matches!(
+                turn.request,
+                Some(
+                    PolicyRequest::Snapshot(_)
+                        | PolicyRequest::Denied(..)
+                        | PolicyRequest::Known(..)
+                        | PolicyRequest::Tenants(_)
+                )
+            );
             let work = tokio::task::spawn_blocking(move || {
                 let done = state.act(turn);
                 (state, done)
@@ -369,48 +386,5 @@ impl Policies {
         };
         told(PolicyNews::Standing(&standing));
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = standing;
-    }
-}
-
-impl PolicyState {
-    fn act(&mut self, Turn { request, sweeps, look }: Turn) -> Result<(), PointError> {
-        if sweeps {
-            self.sweep();
-        }
-        let mut done = self.turn().and_then(|()| look.map_or(Ok(()), |look| self.verify(look)));
-        match request {
-            None => {}
-            Some(Request::Prepare(starting, answer)) => {
-                // Who asked may have gone meanwhile.
-                let _ = answer.send(self.prepare(&starting));
-            }
-            Some(Request::Release(pod, answer)) => {
-                self.release(&pod);
-                let _ = answer.send(());
-            }
-            Some(Request::Snapshot(answer)) => drop(answer.send(self.snapshot())),
-            Some(Request::Judge(flows, node, answer)) => drop(answer.send(self.judge(&flows, &node))),
-            Some(Request::Denied(batch, answer)) => {
-                let records = self.denied(&batch);
-                drop(answer.send((batch, records)));
-            }
-            Some(Request::Tunnel(request)) => self.act_on_tunnel(request),
-            Some(Request::Known(most, answer)) => drop(answer.send(self.known(most))),
-            Some(Request::Look(at, answer)) => {
-                done = done.and(self.look(&at));
-                let _ = answer.send(());
-            }
-        }
-        done
-    }
-    fn act_on_tunnel(&mut self, request: TunnelRequest) {
-        match request {
-            TunnelRequest::Enter(pod, entry) => self.enter_tunnel(&pod, entry),
-            TunnelRequest::Leave(pod, answer) => {
-                self.leave_tunnel(&pod);
-                let _ = answer.send(());
-            }
-            TunnelRequest::Await(pod, answer) => self.await_tunnel(&pod, answer),
-        }
     }
 }

@@ -10,6 +10,7 @@ use policy::index::{LocalName, PeerSet, PolicyIndex};
 
 use super::point::{EnforcementPoint, PointLook};
 use super::points::Points;
+use super::tenants::TenantStanding;
 
 /// Something that others may want to know.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub enum PolicyNews<'a> {
     Narrowed(&'a [IpAddr]),
     /// How many there are of what is counted.
     Counted(&'a PolicyCounts),
+    /// What is in force of tenants by now, of all of them.
+    Tenants(&'a [TenantStanding]),
 }
 
 /// How enforcing stands.

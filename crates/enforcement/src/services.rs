@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 use std::time::Instant;
 
 use cluster::kind::{EndpointSlices, Services};
@@ -67,6 +67,23 @@ impl ServiceStores {
         let slices = wanted.kind_while::<EndpointSlices>(interest.subscribe(), move |_| told.services());
         Self { services, slices, interest }
     }
+
+    /// They are needed from now on.
+    pub(super) fn want(&self) {
+        self.interest.send_if_modified(|before| !std::mem::replace(before, true));
+    }
+
+    /// Whether they are watched and all of them were listed.
+    pub(super) fn are_listed(&self) -> bool {
+        self.services.read().is_listed() && self.slices.read().is_listed()
+    }
+
+    /// Services and slices, for a moment.
+    pub(super) fn read(
+        &self,
+    ) -> (RwLockReadGuard<'_, Objects<Service>>, RwLockReadGuard<'_, Objects<EndpointSlice>>) {
+        (self.services.read(), self.slices.read())
+    }
 }
 
 // === impl ServiceState ===
@@ -129,9 +146,8 @@ impl PolicyState {
         }
         let sources = self.sources.clone();
         let stores = &sources.services;
-        stores
-            .interest
-            .send_if_modified(|before| std::mem::replace(before, !pods.is_empty()) == pods.is_empty());
+        let is_needed = !pods.is_empty() || self.has_tenants();
+        stores.interest.send_if_modified(|before| std::mem::replace(before, is_needed) != is_needed);
         let (services, slices) = (stores.services.read(), stores.slices.read());
         let is_listed = services.is_listed() && slices.is_listed();
         if !is_listed && !pods.is_empty() {

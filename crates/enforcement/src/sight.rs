@@ -11,7 +11,7 @@ use policy::index::LocalName;
 use ruleset::Family;
 use tokio::sync::{oneshot, watch};
 
-use super::{Policies, Request};
+use super::{Policies, PolicyRequest};
 
 /// A pod whose network is there.
 #[derive(Debug, Clone)]
@@ -100,7 +100,7 @@ impl Policies {
     pub async fn look(&self, at: AttachedPod) {
         let (answer, answered) = oneshot::channel();
         // There is nobody to tell any more.
-        let _ = self.requests.send(Request::Look(at, answer)).await;
+        let _ = self.requests.send(PolicyRequest::Look(at, answer)).await;
         let _ = answered.await;
     }
 }

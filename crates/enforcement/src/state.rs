@@ -8,6 +8,7 @@ mod told;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use cluster::news::ObjectKey;
 use cluster::{Cluster, Objects, Peers, Shared};
@@ -23,6 +24,7 @@ use super::news::PolicyNews;
 use super::point::{EnforcementPoint, PointError, PointLook};
 use super::points::Points;
 use super::services::{ServiceState, ServiceStores};
+use super::tenants::{TenantChanges, TenantState, TenantStores};
 use super::tunnels::Tunnels;
 use super::world::{ClusterPod, ClusterWorld, LabelledNamespaces, LocalPods, key_of};
 use super::{StartedPods, TunnelledPods};
@@ -41,6 +43,10 @@ pub(super) struct PolicySources {
     pub(super) inbox: Arc<Inbox>,
     pub(super) tunnels: TunnelledPods,
     pub(super) services: ServiceStores,
+    /// Absent where tenants are not enforced.
+    pub(super) tenants: Option<TenantStores>,
+    /// Where the mesh's control plane may be.
+    pub(super) mesh_namespaces: Vec<Box<str>>,
 }
 
 /// What is known of policies, and what of it a kernel has.
@@ -50,6 +56,7 @@ pub(super) struct PolicyState {
     pub(super) local: LocalPods,
     pub(super) tunnels: Tunnels,
     pub(super) services: ServiceState,
+    pub(super) tenants: TenantState,
     pub(super) index: PolicyIndex,
     pub(super) points: Points,
     /// What plugins told earlier agents.
@@ -92,6 +99,7 @@ impl PolicyState {
             local,
             tunnels: Tunnels::default(),
             services: ServiceState::default(),
+            tenants: TenantState::default(),
             index: PolicyIndex::default(),
             points,
             started,
@@ -111,7 +119,7 @@ impl PolicyState {
         if !self.are_lists_complete() {
             return Ok(());
         }
-        let has_none = self.sources.policies.read().is_empty();
+        let has_none = self.has_none();
         match (self.stage, has_none) {
             (FollowStage::Follows, _) => self.follow(),
             (_, true) => self.idle(),
@@ -121,7 +129,18 @@ impl PolicyState {
             self.idle();
         }
         self.catch_up()?;
+        self.tell_tenants();
         self.judge_services()
+    }
+
+    /// Whether there is neither a policy nor a tenant.
+    fn has_none(&self) -> bool {
+        self.sources.policies.read().is_empty() && !self.has_tenants()
+    }
+
+    /// When there is something to do although nothing is told.
+    pub(super) fn due(&self) -> Option<Instant> {
+        [self.services.due(), self.tenants.due()].into_iter().flatten().min()
     }
 
     /// How far it is.
@@ -137,6 +156,10 @@ impl PolicyState {
         let PodToPrepare { pod, labels, addresses, network } = starting;
         let touched = self.local.prepare(pod, labels.clone(), addresses, &self.sources.peers.read());
         let key = key_of(pod);
+        let is_known = self.namespaces.has(&key.namespace);
+        if self.stage == FollowStage::Follows && self.has_tenants() && !is_known {
+            return Err(NotPrepared::Namespace(key.namespace));
+        }
         match self.stage {
             FollowStage::Lists => return Err(NotPrepared::NotListed),
             FollowStage::Idle => {}
@@ -197,14 +220,13 @@ impl PolicyState {
             self.tunnels.know(pods.iter().map(key_of));
         }
         let PolicySources { policies, peers, cluster, interest, .. } = &*self.sources;
-        let policies = policies.read();
-        if !policies.is_listed() || !cluster.state().synced || !self.tunnels.are_known() {
+        let is_listed = policies.read().is_listed() && self.are_tenants_listed();
+        if !is_listed || !cluster.state().synced || !self.tunnels.are_known() {
             return false;
         }
-        interest.send_if_modified(|before| {
-            std::mem::replace(before, !policies.is_empty()) == policies.is_empty()
-        });
-        policies.is_empty() || peers.read().is_listed()
+        let has_none = self.has_none();
+        interest.send_if_modified(|before| std::mem::replace(before, !has_none) == has_none);
+        has_none || peers.read().is_listed()
     }
 
     /// There is no policy: nothing is isolated.
@@ -212,6 +234,7 @@ impl PolicyState {
         self.behind |= self.stage != FollowStage::Idle;
         self.stage = FollowStage::Idle;
         self.index = PolicyIndex::default();
+        self.tenants = TenantState::default();
         self.services.changed();
         self.sources.inbox.follow(false);
         self.sources.interest.send_replace(false);
@@ -220,10 +243,12 @@ impl PolicyState {
     /// Reads everything, of which nothing was known.
     fn begin(&mut self) {
         self.sources.inbox.follow(true);
+        self.begin_tenants();
         self.namespaces = LabelledNamespaces::default();
-        for (name, namespace) in self.sources.cluster.index().namespaces() {
-            self.namespaces.set(name, Some(namespace.clone()));
+        for (name, namespace) in self.labelled_namespaces() {
+            self.namespaces.set(&name, Some(namespace));
         }
+        let begun = Instant::now();
         let (peers, policies) = (self.sources.peers.read(), self.sources.policies.read());
         for started in (self.started)() {
             self.local.started(&started, &peers);
@@ -232,6 +257,9 @@ impl PolicyState {
         let mut index = PolicyIndex::default();
         for (namespace, name, policy) in policies.iter() {
             index.policy(&world, &policy_name(namespace, name), Some(PolicyTerms::from(&**policy)));
+        }
+        for (name, terms) in self.sections(&peers) {
+            index.policy(&world, &name, terms);
         }
         for pod in world.local_pods() {
             index.local_pod(&world, &name_of(&pod.key()), Some(local_facts(&pod, &self.tunnels)));
@@ -244,12 +272,15 @@ impl PolicyState {
         let keys: Vec<ObjectKey> =
             policies.iter().map(|(namespace, name, _)| ObjectKey::new(namespace, name)).collect();
         drop((peers, policies));
+        self.note_made(begun);
         keys.iter().for_each(|key| self.note_refused(key));
     }
 
     /// Acts upon what changed.
     fn follow(&mut self) {
-        let Changes { policies, namespaces, pods, tunnels, services, since } = self.sources.inbox.take();
+        let Changes { policies, namespaces, pods, tunnels, services, tenants, grants, nodes, since } =
+            self.sources.inbox.take();
+        let of_tenants = TenantChanges { tenants, grants, around: services || nodes, pods: !pods.is_empty() };
         if services || !pods.is_empty() || !namespaces.is_empty() {
             self.services.changed();
         }
@@ -265,15 +296,7 @@ impl PolicyState {
         for key in policies {
             self.policy(&key);
         }
-        for name in namespaces {
-            let now = self.sources.cluster.index().namespace(&name).cloned();
-            self.namespaces.set(&name, now);
-            let peers = self.sources.peers.read();
-            let world = world(&peers, &self.local, &self.namespaces);
-            let effects = self.index.namespace(&world, &name);
-            drop(peers);
-            self.apply(&effects);
-        }
+        self.follow_tenants(of_tenants, namespaces);
         if let Some(since) = since.filter(|_| !self.behind) {
             self.points.tell(PolicyNews::InKernel(since.elapsed()));
         }
@@ -316,7 +339,7 @@ impl PolicyState {
         self.note_refused(key);
     }
 
-    fn apply(&mut self, effects: &[PolicyEffect]) {
+    pub(super) fn apply(&mut self, effects: &[PolicyEffect]) {
         self.logged.note(effects);
         if !effects.is_empty() {
             self.services.changed();

@@ -324,6 +324,11 @@ pub(super) fn key_of(pod: &PodRef) -> ObjectKey {
 // === impl LabelledNamespaces ===
 
 impl LabelledNamespaces {
+    /// Whether a namespace is known.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.known.contains_key(name)
+    }
+
     /// What a namespace is now; nothing if its object is gone.
     pub(super) fn set(&mut self, name: &str, now: Option<Arc<Namespace>>) {
         if let Some(before) = self.known.remove(name) {

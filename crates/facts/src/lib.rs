@@ -31,7 +31,7 @@ pub use known::Facts;
 pub use labels::{LabelSet, Selector};
 pub use namespace::Namespace;
 pub use networkpolicy::NetworkPolicy;
-pub use node::Node;
+pub use node::{Node, NodeAddresses};
 pub use object::{Object, Unfit};
 pub use peer::Peer;
 pub use pod_ref::PodRef;

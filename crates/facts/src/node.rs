@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::Deserialize;
 
@@ -21,6 +22,10 @@ pub struct Node {
     pub(crate) taints: Vec<Taint>,
     pub(crate) shuts_down: bool,
 }
+
+/// The addresses of a node, of all that is known of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeAddresses(pub Box<[IpAddr]>);
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -77,6 +82,35 @@ impl<'de> Deserialize<'de> for Node {
     }
 }
 
+// === impl NodeAddresses ===
+
+impl<'de> Deserialize<'de> for NodeAddresses {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Address {
+            address: String,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Status {
+            addresses: Option<Vec<Address>>,
+        }
+        #[derive(Deserialize)]
+        struct Object {
+            #[serde(default)]
+            status: Status,
+        }
+        let status = Object::deserialize(deserializer)?.status;
+        // Names of hosts are among them.
+        let addresses = status.addresses.into_iter().flatten().filter_map(|one| one.address.parse().ok());
+        let mut addresses: Vec<IpAddr> = addresses.collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        Ok(Self(addresses.into()))
+    }
+}
+
 impl Node {
     /// Whether its kubelet says that the machine is shutting down.
     pub fn is_shutting_down(&self) -> bool {
@@ -108,5 +142,21 @@ impl fmt::Display for Taint {
             None | Some("") => write!(f, "{}:{}", self.key, self.effect),
             Some(value) => write!(f, "{}={value}:{}", self.key, self.effect),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_addresses_of_any_type_and_no_names() {
+        let text = r#"{"metadata": {"name": "n1"}, "status": {"addresses": [
+            {"type": "InternalIP", "address": "192.0.2.7"}, {"type": "Hostname", "address": "n1"},
+            {"type": "ExternalIP", "address": "2001:db8::7"}, {"type": "InternalIP", "address": "192.0.2.7"}]}}"#;
+        let NodeAddresses(found) = serde_json::from_str(text).unwrap();
+        assert_eq!(*found, ["192.0.2.7", "2001:db8::7"].map(|one| one.parse::<IpAddr>().unwrap()));
+        let none: NodeAddresses = serde_json::from_str(r#"{"metadata": {"name": "n1"}}"#).unwrap();
+        assert_eq!(none, NodeAddresses::default());
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use crate::labels::LabelSet;
 use crate::networkpolicy::{PolicyProtocol, port_number};
 
 /// A Service.
@@ -14,6 +15,19 @@ pub struct Service {
     pub addresses: Box<[IpAddr]>,
     /// Its ports.
     pub ports: Box<[ServicePort]>,
+    /// What its labels say that it is to the cluster. They are worth as much as its namespace.
+    pub role: Option<SystemRole>,
+    /// Whether it is another name of something outside (`type: ExternalName`).
+    pub is_external_name: bool,
+}
+
+/// What a Service is to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SystemRole {
+    /// It answers the cluster's names: `k8s-app: kube-dns`, which all that install one write.
+    Dns,
+    /// The mesh's control plane: `app: istiod`, in all of its revisions.
+    Mesh,
 }
 
 /// A port of a Service, as clients see it.
@@ -32,11 +46,19 @@ pub struct ServicePort {
 struct Wire {
     spec: Spec,
     status: Status,
+    metadata: Labelled,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Labelled {
+    labels: Option<LabelSet>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Spec {
+    r#type: Option<String>,
     #[serde(rename = "clusterIP")]
     cluster_ip: Option<String>,
     #[serde(rename = "clusterIPs")]
@@ -73,7 +95,16 @@ struct WirePort {
 
 impl<'de> Deserialize<'de> for Service {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Wire { spec, status } = Wire::deserialize(deserializer)?;
+        let Wire { metadata, spec, status } = Wire::deserialize(deserializer)?;
+        let label = |key: &str, value: &str| {
+            metadata.labels.as_ref().is_some_and(|labels| labels.get(key) == Some(value))
+        };
+        let role = match (label("k8s-app", "kube-dns"), label("app", "istiod")) {
+            (true, _) => Some(SystemRole::Dns),
+            (_, true) => Some(SystemRole::Mesh),
+            _ => None,
+        };
+        let is_external_name = spec.r#type.as_deref() == Some("ExternalName");
         let own = spec.cluster_ips.filter(|ips| !ips.is_empty());
         let own = own.unwrap_or_else(|| spec.cluster_ip.into_iter().collect());
         let ingress = status.load_balancer.and_then(|balancer| balancer.ingress).unwrap_or_default();
@@ -91,6 +122,8 @@ impl<'de> Deserialize<'de> for Service {
         Ok(Self {
             addresses: addresses.into(),
             ports: ports.map_err(|error: crate::networkpolicy::PortError| D::Error::custom(error))?,
+            role,
+            is_external_name,
         })
     }
 }
@@ -125,6 +158,23 @@ mod tests {
             assert!(service.addresses.is_empty() && service.ports.len() == 1, "{service:?}");
         }
         assert_eq!(serde_json::from_str::<Service>(r#"{"spec": {}}"#).unwrap(), Service::default());
+    }
+
+    #[test]
+    fn what_it_is_to_the_cluster_is_in_its_labels() {
+        let of = |metadata: &str, spec: &str| -> Service {
+            serde_json::from_str(&format!(r#"{{"metadata": {metadata}, "spec": {spec}}}"#)).unwrap()
+        };
+        for (labels, role) in [
+            (r#"{"labels": {"k8s-app": "kube-dns"}}"#, Some(SystemRole::Dns)),
+            (r#"{"labels": {"app": "istiod", "istio.io/rev": "x"}}"#, Some(SystemRole::Mesh)),
+            (r#"{"labels": {"app": "web"}}"#, None),
+            (r#"{"labels": null}"#, None),
+        ] {
+            assert_eq!(of(labels, "{}").role, role, "{labels}");
+        }
+        assert!(of("{}", r#"{"type": "ExternalName", "externalName": "a.example"}"#).is_external_name);
+        assert!(!of("{}", r#"{"type": "ClusterIP"}"#).is_external_name);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod points;
 mod policy;
 mod register;
 mod repair;
+mod tenants;
 mod verification;
 mod zds;
 
@@ -35,6 +36,8 @@ use policy::PolicyMetrics;
 use register::Register;
 use repair::RepairMetrics;
 use serve::{CountClosed, Handler, ServedAnswer, text};
+pub use tenants::CountedTenant;
+use tenants::TenantMetrics;
 pub use verification::PodRuleCounts;
 use verification::VerificationMetrics;
 
@@ -59,6 +62,7 @@ pub struct Metrics {
     points: PointMetrics,
     cluster: ClusterMetrics,
     repair: RepairMetrics,
+    tenants: TenantMetrics,
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
     ambient: Option<AmbientMetrics>,
     verification: VerificationMetrics,
@@ -108,6 +112,7 @@ impl Metrics {
             points: PointMetrics::new(&make)?,
             cluster: ClusterMetrics::new(&make)?,
             repair: RepairMetrics::new(&make)?,
+            tenants: TenantMetrics::new(&make)?,
             ambient: ambient.then(|| AmbientMetrics::new(&make)).transpose()?,
             verification: VerificationMetrics::new(&make)?,
             conflicts: ConflictMetrics::new(&make)?,

@@ -219,9 +219,18 @@ impl PlainWorld {
         let service = self.services.get(&key(namespace, name))?;
         let is_it = |port: &&ServicePort| (port.protocol, port.number) == (protocol, number);
         let port = service.ports.iter().find(is_it)?;
-        let slices =
-            self.slices.iter().filter(|((of, _), slice)| **of == *namespace && *slice.service == *name);
-        Some(endpoints(&slices.map(|(_, slice)| slice), port, family))
+        Some(endpoints(&self.slices_of(namespace, name), port, family))
+    }
+
+    /// The parts of a Service's endpoints.
+    pub(crate) fn slices_of<'w>(
+        &'w self,
+        namespace: &'w str,
+        name: &'w str,
+    ) -> impl Iterator<Item = &'w EndpointSlice> + Clone {
+        let of_it =
+            self.slices.iter().filter(move |((of, _), slice)| **of == *namespace && *slice.service == *name);
+        of_it.map(|(_, slice)| slice)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Random policies in kernels: what they mean, what their rules do by the evaluator, and what real packets do are the same, whichever way the rules
+//! Random policies and tenants in kernels: what they mean, what their rules do by the evaluator, and what real packets do are the same, whichever way the rules
 //! were loaded, in the namespaces of pods and in those of nodes.
 
 use std::cell::{Cell, RefCell};
@@ -9,8 +9,10 @@ use agreement::cluster::{Cluster, Layout, Mesh, Tried};
 use agreement::lab::Loader;
 use agreement::run::{SEED, runner};
 use anyhow::{Context as _, Result};
+use facts::{Namespace, NetworkTenant, TenantGrant};
 use policy::compiled::{CompiledNodes, CompiledPods};
-use policy::{FlowRoute, PlainPod, PlainWorld, PolicyFlow, Traffic, verdict};
+use policy::tenancy::{TenantMembership, TenantSurroundings, tenant_section};
+use policy::{FlowRoute, PlainPod, PlainWorld, PolicyFlow, Traffic, World as _, verdict};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -40,8 +42,12 @@ const BLOCKS: [(&str, &str); 5] = [
 ];
 
 type Labels = BTreeMap<&'static str, &'static str>;
-/// Labels of the namespaces and of the pods, and policies: namespace and spec.
-type Sample = (Vec<Labels>, Vec<Labels>, Vec<(&'static str, Value)>);
+/// Labels of the namespaces and of the pods, policies (namespace and spec), and tenants with grants.
+type Sample = (Vec<Labels>, Vec<Labels>, Vec<(&'static str, Value)>, Tenancy);
+/// Specs of the tenants, and grants: namespace and spec.
+type Tenancy = (Vec<Value>, Vec<(&'static str, Value)>);
+/// From the older to the younger one.
+const TENANTS: [&str; 2] = ["red", "blue"];
 
 fn labels() -> impl Strategy<Value = Labels> {
     btree_map(select(&["app", "team"][..]), select(&["a", "b"][..]), 0..=2)
@@ -96,7 +102,104 @@ fn policy() -> impl Strategy<Value = (&'static str, Value)> {
     )
 }
 
-fn world((namespaces, pods, policies): &Sample) -> Result<PlainWorld> {
+fn tenant_rule() -> impl Strategy<Value = Value> {
+    let block =
+        select(&BLOCKS[..]).prop_map(|(net, except)| json!({"ipBlock": {"cidr": net, "except": [except]}}));
+    let peer = prop_oneof![
+        (select(&TENANTS[..]), option::of(selector())).prop_map(|(tenant, pods)| match pods {
+            Some(pods) => json!({"tenant": tenant, "podSelector": pods}),
+            None => json!({"tenant": tenant}),
+        }),
+        select(&["x", "y"][..]).prop_map(|namespace| json!({"namespaces": [namespace]})),
+        select(&["World", "Unassigned"][..]).prop_map(|entity| json!({"entity": entity})),
+        block,
+    ];
+    let port = (select(&["TCP", "UDP"][..]), select(&[80, 81][..]));
+    let ports = vec(port.prop_map(|(protocol, number)| json!({"protocol": protocol, "port": number})), 0..=1);
+    (select(&["Allow", "Allow", "Deny"][..]), vec(peer, 0..=2), ports).prop_map(|(action, peers, ports)| {
+        let mut rule = json!({"action": action});
+        for (field, all) in
+            [("peers", peers), ("ports", ports)].into_iter().filter(|(_, all)| !all.is_empty())
+        {
+            rule[field] = all.into();
+        }
+        rule
+    })
+}
+
+/// A namespace that both want is the older one's, and one that none wants has no tenant.
+fn tenant() -> impl Strategy<Value = Value> {
+    let ranges =
+        || vec(select(&["203.0.113.0/24", "10.0.0.0/8", "::/0", "fd00:2::1/128", "192.0.2.1/32"][..]), 0..=1);
+    let rules = || vec(tenant_rule(), 0..=2);
+    let defaults = (select(&["Deny", "Allow"][..]), select(&["Deny", "Allow", "AllowEgress"][..]));
+    let mode = select(&["Enforce", "Enforce", "Enforce", "Audit", "Off"][..]);
+    let namespaces = select(vec![json!(["x"]), json!(["y"]), json!(["x", "y"]), json!(["z"])]);
+    (namespaces, ranges(), ranges(), rules(), rules(), defaults, mode).prop_map(
+        |(namespaces, allowed, denied, ingress, egress, (external, unassigned), mode)| {
+            let named = |rules: Vec<Value>| -> Vec<Value> {
+                let name = |(number, mut rule): (usize, Value)| {
+                    rule["name"] = format!("r{number}").into();
+                    rule
+                };
+                rules.into_iter().enumerate().map(name).collect()
+            };
+            json!({"namespaces": namespaces, "allowedIPRanges": allowed, "deniedIPRanges": denied,
+                "networkPolicy": {"ingressRules": named(ingress), "egressRules": named(egress)},
+                "defaults": {"external": external, "unassigned": unassigned}, "enforcement": mode})
+        },
+    )
+}
+
+fn tenancy() -> impl Strategy<Value = Tenancy> {
+    let grant = (select(&["x", "y"][..]), select(&TENANTS[..]), option::of(select(&[80, 81][..])));
+    let grant = grant.prop_map(|(namespace, from, port)| {
+        let mut spec = json!({"from": [{"tenant": from}], "to": [{"kind": "Pod"}]});
+        if let Some(port) = port {
+            spec["ports"] = json!([{"port": port}]);
+        }
+        (namespace, spec)
+    });
+    (vec(tenant(), 0..=2), vec(grant, 0..=2))
+}
+
+/// Adds tenants as an agent sees them.
+fn put_tenants(world: &mut PlainWorld, (tenants, grants): &Tenancy) -> Result<()> {
+    let mut membership = TenantMembership::default();
+    for name in ["x", "y"] {
+        membership.namespace(name, world.namespace_labels(name).cloned());
+    }
+    let object = |(number, spec): (usize, &Value)| -> Result<NetworkTenant> {
+        let metadata =
+            json!({"name": TENANTS[number], "creationTimestamp": format!("2026-01-01T00:00:0{number}Z")});
+        let tenant: NetworkTenant = serde_json::from_value(json!({"metadata": metadata, "spec": spec}))?;
+        anyhow::ensure!(tenant.faults.is_empty(), "{:?}", tenant.faults);
+        Ok(tenant)
+    };
+    let tenants: Vec<NetworkTenant> = tenants.iter().enumerate().map(object).collect::<Result<_>>()?;
+    for tenant in &tenants {
+        membership.tenant(&tenant.name, Some(tenant));
+    }
+    for name in ["x", "y"] {
+        let labels = membership.labels(name).context("a namespace is there")?;
+        world.put_namespace(name, Namespace { labels });
+    }
+    let grant = |(number, (namespace, spec)): (usize, &(&str, Value))| {
+        let metadata = json!({"namespace": namespace, "name": format!("g{number}")});
+        serde_json::from_value(json!({"metadata": metadata, "spec": spec}))
+    };
+    let grants: Vec<TenantGrant> = grants.iter().enumerate().map(grant).collect::<Result<_, _>>()?;
+    let around = TenantSurroundings::of(world, "n1");
+    for tenant in &tenants {
+        let is_of_it = |grant: &&TenantGrant| membership.owner(&grant.namespace) == Some(&*tenant.name);
+        let grants: Vec<&TenantGrant> = grants.iter().filter(is_of_it).collect();
+        let terms = tenant_section(tenant, &grants, &around, &*world);
+        terms.into_iter().for_each(|terms| world.put_policy(terms));
+    }
+    Ok(())
+}
+
+fn world((namespaces, pods, policies, tenancy): &Sample) -> Result<PlainWorld> {
     let mut world = PlainWorld::default();
     for (name, addresses) in NODES {
         world.put_node(name, addresses.map(|one| one.parse()).into_iter().collect::<Result<_, _>>()?);
@@ -118,6 +221,7 @@ fn world((namespaces, pods, policies): &Sample) -> Result<PlainWorld> {
         let metadata = json!({"namespace": namespace, "name": format!("n{number}")});
         world.put_networkpolicy(&serde_json::from_value(json!({"metadata": metadata, "spec": spec}))?);
     }
+    put_tenants(&mut world, tenancy)?;
     Ok(world)
 }
 
@@ -193,7 +297,7 @@ fn disagreement(
 
 #[test]
 fn real_packets_do_what_random_policies_mean() {
-    let sample: Sample = (vec![Labels::new(); 2], vec![Labels::new(); 4], Vec::new());
+    let sample: Sample = (vec![Labels::new(); 2], vec![Labels::new(); 4], Vec::new(), Tenancy::default());
     let outside = OUTSIDE.map(|one| one.parse::<IpAddr>().expect("an address"));
     let layout = Layout::of(&world(&sample).expect("objects"), outside);
     let places = [false, true].into_iter().flat_map(|in_nodes| Loader::ALL.map(|loader| (loader, in_nodes)));
@@ -206,7 +310,7 @@ fn real_packets_do_what_random_policies_mean() {
         .collect();
     let (mut runner, seed) = runner("policies", CASES, SHRINK);
     let count = Cell::new([0; 2]);
-    let strategy = (vec(labels(), 2), vec(labels(), 4), vec(policy(), 1..=4));
+    let strategy = (vec(labels(), 2), vec(labels(), 4), vec(policy(), 0..=3), tenancy());
     let result = runner.run(&strategy, |sample| {
         for ((loader, in_nodes), cluster) in places.iter().zip(&clusters) {
             let found = disagreement(&mut cluster.borrow_mut(), *loader, *in_nodes, &sample, &count)

@@ -4,16 +4,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cluster::Cluster;
-use enforcement::{EnforcementPoint, PointLook, PolicyListener, PolicyNews, PolicyStanding};
+use enforcement::{EnforcementPoint, PointLook, PolicyListener, PolicyNews, PolicyStanding, TenantStanding};
 use facts::NetworkPolicy;
+use facts::tenant::TenantEnforcement;
 use policy::MixedService;
 use policy::index::LocalName;
 use telemetry::Scope;
 
 use super::cuts::NarrowedAddresses;
 use crate::events::Events;
-use crate::health::{Health, HealthPart};
-use metrics::Metrics;
+use crate::health::{Health, HealthPart, Notice};
+use metrics::{CountedTenant, Metrics};
 
 /// `reason` of Events about the node, pods and policies.
 pub(super) const REPAIRED: &str = "NetworkPolicyRulesRepaired";
@@ -52,6 +53,7 @@ impl PolicyTeller {
             PolicyNews::Narrowed(addresses) => {
                 self.narrowed.iter().for_each(|narrowed| narrowed.add(addresses));
             }
+            PolicyNews::Tenants(tenants) => self.tenants(tenants),
             PolicyNews::Counted(counts) => {
                 let pods = counts.pods.iter().map(|((at, isolated), pods)| (at.name(), *isolated, *pods));
                 metrics.policy_pods(pods);
@@ -112,6 +114,27 @@ impl PolicyTeller {
         tokio::spawn(async move { events.warn(&pod, MIXED_SERVICE, &text).await });
     }
 
+    /// What nobody understands of tenants denies, and allows nothing: people should know.
+    fn tenants(&self, tenants: &[TenantStanding]) {
+        let counted: Vec<CountedTenant<'_>> = tenants.iter().map(counted).collect();
+        self.metrics.tenants(&counted);
+        let mut told = Vec::new();
+        for TenantStanding { name, faults, refused, .. } in tenants {
+            let first = faults.first.iter().map(ToString::to_string);
+            let more = faults.count.saturating_sub(faults.first.len());
+            told.extend(first.map(|fault| format!("{name}: {fault}")));
+            told.extend((more > 0).then(|| format!("{name}: {more} more entries are not understood")));
+            told.extend(
+                (*refused > 0).then(|| format!("{name}: {refused} of its namespaces are another tenant's")),
+            );
+        }
+        if told.is_empty() {
+            self.health.settled(Notice::Tenants);
+        } else if self.health.notice(Notice::Tenants, &told.join("; ")) {
+            self.log.warn("not everything of all tenants is in force", &[("tenants", &told.join("; "))]);
+        }
+    }
+
     fn refused(&self, policy: &NetworkPolicy, selects: bool) {
         let first: Vec<String> = policy.refused.first.iter().map(ToString::to_string).collect();
         let (count, first) = (policy.refused.count, first.join("; "));
@@ -128,4 +151,14 @@ impl PolicyTeller {
         let text = format!("{entries} nothing, because an API server would refuse it: {first}");
         tokio::spawn(async move { events.about_policy(&namespace, &name, INVALID, &text).await });
     }
+}
+
+fn counted(tenant: &TenantStanding) -> CountedTenant<'_> {
+    let state = match tenant.enforcement {
+        TenantEnforcement::Enforce => "enforce",
+        TenantEnforcement::Audit => "audit",
+        TenantEnforcement::Off => "off",
+    };
+    let TenantStanding { name, generation, pods, refused, .. } = tenant;
+    CountedTenant { name, state, generation: *generation, pods: *pods, refused: *refused }
 }

@@ -29,6 +29,9 @@ use metrics::Metrics;
 /// How long policies wait until it is known which pods are in the mesh, where the node cannot be made ready for that.
 const KNOWN_LIMIT: Duration = Duration::from_secs(10);
 
+/// The namespace that the mesh's own installation takes.
+const MESH: &str = "istio-system";
+
 /// What several of them share.
 pub(super) struct SharedParts<'a> {
     pub(super) config: &'a AgentConfig,
@@ -245,6 +248,14 @@ impl SharedParts<'_> {
             log: log.clone(),
         })
     }
+}
+
+/// Where the mesh's control plane may be: by its own name, or beside this agent.
+pub(super) fn mesh_namespaces(own: &str) -> Vec<Box<str>> {
+    let mut all: Vec<Box<str>> =
+        [MESH, own].into_iter().filter(|name| !name.is_empty()).map(Into::into).collect();
+    all.dedup();
+    all
 }
 
 /// What readiness waits for.

@@ -60,6 +60,11 @@ pub enum Event {
         /// Since it was found away.
         away_for: Duration,
     },
+    /// The API server does not have the kind, which it need not have. It is asked again from time to time.
+    KindAbsent {
+        /// Which.
+        what: WatchName,
+    },
     /// An object or file cannot be read. What was known of it stays, and everything else goes on.
     Unreadable {
         /// Where it comes from.

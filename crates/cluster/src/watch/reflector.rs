@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 
@@ -19,6 +20,9 @@ const MAX_OBJECT: usize = 8 << 20;
 /// that are too old the store is asked, which may have been set back.
 const MAX_STUCK: u32 = 3;
 
+/// Pause before the server is asked again for a kind that it does not have.
+const FOR_A_KIND: Duration = Duration::from_secs(5);
+
 /// A watch is asked to end after about so many seconds, so that the agents of a cluster spread over the API servers in time.
 const WATCH_SECONDS: std::ops::Range<u32> = 240..290;
 
@@ -34,6 +38,8 @@ pub(super) struct Reflector<'a, K: Kind> {
     reached: Option<String>,
     /// Lists in a row that are not as new as that.
     behind: u32,
+    /// Answers in a row that the server does not have the kind.
+    missing: u32,
     kind: PhantomData<fn(K)>,
 }
 
@@ -56,19 +62,20 @@ impl<'a, K: Kind> Reflector<'a, K> {
     ) -> Self {
         let standing = Standing::new(what, reporter, Some(connection.recovery()));
         let requests = Requests::new(K::RESOURCE, selection);
-        let (reached, behind, kind) = (None, 0, PhantomData);
-        Self { connection, what, requests, limits, reporter, sink, standing, reached, behind, kind }
+        let (reached, behind, missing, kind) = (None, 0, 0, PhantomData);
+        Self { connection, what, requests, limits, reporter, sink, standing, reached, behind, missing, kind }
     }
 
     pub(super) async fn run(mut self) -> Infallible {
         loop {
             match self.list().await {
                 Ok(version) => {
-                    self.behind = 0;
+                    (self.behind, self.missing) = (0, 0);
                     self.standing.stands();
                     self.reached = Some(self.follow(version).await);
                     self.reporter.tell(Event::Relisted { what: self.what });
                 }
+                Err(error) if Self::is_of_the_kind(&error) => self.kind_is_missing().await,
                 Err(error) => {
                     // Of a list that broke off what came stays, within bounds: it was said by the API server.
                     let most = (!matches!(error, Error::Endless { .. })).then_some(self.limits.objects);
@@ -79,6 +86,31 @@ impl<'a, K: Kind> Reflector<'a, K> {
                 }
             }
         }
+    }
+
+    /// Whether a server says that it does not have the kind, which it need not have.
+    fn is_of_the_kind(error: &Error) -> bool {
+        K::IS_OPTIONAL && error.status() == Some(404)
+    }
+
+    /// The server does not have the kind, so that there is no object of it. Where there were some a server that starts is to be told from a definition
+    /// that somebody has deleted: it says the same for a while.
+    async fn kind_is_missing(&mut self) {
+        self.missing += 1;
+        if self.reached.is_some() && self.missing < MAX_STUCK {
+            self.sink.take(News::ListFails { most: None });
+        } else {
+            let is_news = self.missing == 1 || self.reached.is_some();
+            self.reached = None;
+            self.sink.take(News::ListBegins);
+            self.sink.take(News::ListEnds(0));
+            self.reporter.listed(self.what);
+            self.reporter.set_stands(self.what, None);
+            if is_news {
+                self.reporter.tell(Event::KindAbsent { what: self.what });
+            }
+        }
+        tokio::time::sleep(FOR_A_KIND).await;
     }
 
     fn since(&self) -> Since {
@@ -169,6 +201,7 @@ impl<'a, K: Kind> Reflector<'a, K> {
             match self.watch(&mut version).await {
                 Ok(End::Over) => stuck = 0,
                 Ok(End::Expired) => return version,
+                Err(error) if Self::is_of_the_kind(&error) => return version,
                 Err(error) => {
                     stuck = if version == before { stuck + 1 } else { 1 };
                     let unreadable = matches!(error, Error::NotUnderstood { .. } | Error::TooLarge { .. });

@@ -99,7 +99,7 @@ impl Wanted {
     ) -> Shared<Objects<K::Object>> {
         let store = Shared::<Objects<K::Object>>::default();
         self.0.push(Box::new(Watched::<K, _, Arc<K::Object>> {
-            what: WatchName::of(K::RESOURCE.plural),
+            what: K::WATCH,
             selection,
             store: store.clone(),
             convert: |news| news.map(Arc::new),

@@ -45,8 +45,8 @@ impl PolicyState {
             FollowStage::Follows => world.local_pods().map(|pod| plain(&world, &pod)).collect(),
             FollowStage::Lists | FollowStage::Idle => Vec::new(),
         };
-        let index = self.sources.cluster.index();
-        let namespaces = index.namespaces().map(|(name, namespace)| (name.into(), namespace.labels.clone()));
+        let namespaces = self.labelled_namespaces().into_iter();
+        let namespaces = namespaces.map(|(name, namespace)| (name, namespace.labels.clone()));
         let of_index = PolicySnapshot::of(&self.index, Vec::new(), namespaces.collect(), BTreeMap::new());
         Some(PolicySnapshot { pods, services: self.known_services(), ..of_index })
     }

@@ -39,6 +39,9 @@ pub enum NotPrepared {
     /// At the start.
     #[error("the policies of the cluster are not listed yet")]
     NotListed,
+    /// There are tenants, and it is not known whose the pod's namespace is.
+    #[error("namespace {0:?} is not known yet, and so not which tenant has it")]
+    Namespace(Box<str>),
     /// The kernel did not take its rules.
     #[error("load the rules of its policies: {0}")]
     Point(#[from] PointError),

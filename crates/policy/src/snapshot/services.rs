@@ -41,7 +41,7 @@ pub(super) fn read_service(words: &mut SnapshotWords<'_>) -> Option<NamedObject<
     let ports = words.list(|words| {
         Some(ServicePort { name: words.text()?, protocol: read_protocol(words)?, number: words.number()? })
     })?;
-    Some((namespace, name, Arc::new(Service { addresses, ports: ports.into() })))
+    Some((namespace, name, Arc::new(Service { addresses, ports: ports.into(), ..Service::default() })))
 }
 
 pub(super) fn write_slice((namespace, name, slice): &NamedObject<EndpointSlice>, out: &mut SnapshotWriter) {

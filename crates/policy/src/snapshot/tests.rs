@@ -66,6 +66,7 @@ fn services(world: &PlainWorld) -> Option<SnapshotServices> {
     let service = Service {
         addresses: first.facts.addresses.clone(),
         ports: [ServicePort { name, protocol, number: 80 }].into(),
+        ..Service::default()
     };
     let slices = vec![(first.namespace.clone(), "web-1".into(), slice.into())];
     Some(SnapshotServices { services: vec![(first.namespace.clone(), "web".into(), service.into())], slices })

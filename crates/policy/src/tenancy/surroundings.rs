@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use facts::networkpolicy::{Entries, PolicyProtocol, Port};
+use facts::service::ServicePort;
+use facts::{EndpointSlice, Service};
 use ipnet::IpNet;
 use ruleset::Family;
 
 use crate::PlainWorld;
+use crate::services::endpoints;
 
 /// Namespace and name of a Service.
 pub type ServiceKey = (Box<str>, Box<str>);
@@ -60,15 +63,8 @@ impl TenantSurroundings {
         let services: BTreeMap<ServiceKey, ServiceEnds> = world
             .services()
             .map(|(namespace, name, service)| {
-                let ends = |port: &facts::service::ServicePort| {
-                    let (protocol, number) = (port.protocol, port.number);
-                    let families = [Family::V4, Family::V6].into_iter();
-                    let endpoints = families
-                        .filter_map(|family| world.endpoints(namespace, name, protocol, number, family));
-                    ServicePortEnds { protocol, number, endpoints: endpoints.flatten().collect() }
-                };
-                let ports = service.ports.iter().map(ends).collect();
-                ((namespace.into(), name.into()), ServiceEnds { addresses: service.addresses.clone(), ports })
+                let ends = ServiceEnds::of(service, &world.slices_of(namespace, name));
+                ((namespace.into(), name.into()), ends)
             })
             .collect();
         let nodes = world.nodes().flat_map(|(_, addresses)| addresses);
@@ -87,6 +83,17 @@ impl TenantSurroundings {
 }
 
 impl ServiceEnds {
+    /// Of a Service with all of its slices.
+    pub fn of<'s>(service: &Service, slices: &(impl Iterator<Item = &'s EndpointSlice> + Clone)) -> Self {
+        let ends = |port: &ServicePort| {
+            let families = [Family::V4, Family::V6].into_iter();
+            let endpoints = families.flat_map(|family| endpoints(slices, port, family)).collect();
+            ServicePortEnds { protocol: port.protocol, number: port.number, endpoints }
+        };
+        let ports = service.ports.iter().map(ends).collect();
+        Self { addresses: service.addresses.clone(), ports }
+    }
+
     /// Where it is reached, on those of its own ports that are meant: its addresses, and what is behind it, because some packets are seen before a service
     /// proxy has chosen where they go, and some after.
     pub(super) fn reached(&self, ports: &Entries<Port>) -> ReachedPorts {

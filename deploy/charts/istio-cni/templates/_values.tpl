@@ -57,6 +57,9 @@ what the user gave by plain names; what the user gave with the prefix `cni.`.
 {{- if not (has $surge (list "0" "0%")) }}
 {{- fail (printf "updateStrategy.rollingUpdate.maxSurge is %s: a second agent on a node waits for the end of the first, which a surge would wait for in turn; leave it out" $surge) }}
 {{- end }}
+{{- if and (eq (.agent.tenantsEnforcement | default "off") "on") (ne (.agent.policyEnforcement | default "off") "on") }}
+{{- fail "agent.tenantsEnforcement needs agent.policyEnforcement beside it: tenants hand on to NetworkPolicies; set both to on" }}
+{{- end }}
 {{- if eq (int .agent.healthPort) (int .agent.metricsPort) }}
 {{- fail (printf "agent.healthPort and agent.metricsPort are both %d: give them two ports" (int .agent.healthPort)) }}
 {{- end }}

@@ -60,6 +60,7 @@ mod sources;
 mod stuck_log;
 mod surroundings;
 mod taint;
+mod tenants;
 mod uninstall;
 mod upgrade;
 mod verify_sidecar;

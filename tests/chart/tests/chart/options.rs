@@ -76,6 +76,7 @@ const KNOWN: &[&str] = &[
     "AUDIT_MASK",
     "AUDIT_WINDOW",
     "AUDIT_NODE_RATE",
+    "TENANTS_ENFORCEMENT",
     "CAPTURE",
     "CNI_CACHE_DIR",
     "CONFIG_DIR",
@@ -181,6 +182,7 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.auditMask=/24\\,/48",
         "agent.auditWindow=30s",
         "agent.auditNodeRate=500",
+        "agent.tenantsEnforcement=on",
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=false",
@@ -195,7 +197,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 37, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 38, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -263,6 +265,8 @@ fn each_value_sets_its_option() {
         ("agent.auditMask=/24\\,/48", "AUDIT_MASK", Some("/24,/48")),
         ("agent.auditWindow=30s", "AUDIT_WINDOW", Some("30s")),
         ("agent.auditNodeRate=500", "AUDIT_NODE_RATE", Some("500")),
+        ("agent.policyEnforcement=on,agent.tenantsEnforcement=on", "TENANTS_ENFORCEMENT", Some("on")),
+        ("agent.tenantsEnforcement=off", "TENANTS_ENFORCEMENT", Some("off")),
         ("agent.policyEnforcement=", "POLICY_ENFORCEMENT", None),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),

@@ -91,7 +91,7 @@ pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
         ("GET", Target::Collection(resource, namespace)) => {
             list(request, resource, namespace.as_deref(), state)
         }
-        ("GET", Target::Object(resource, namespace, name, None)) => {
+        ("GET", Target::Object(resource, namespace, name, None | Some(_))) => {
             let key = (namespace, name.clone());
             let cached = request.query("resourceVersion").as_deref() == Some("0");
             state.objects.count_reads(usize::from(!cached));
@@ -110,6 +110,9 @@ pub(super) fn answer(request: &Request, state: &mut State) -> Answer {
         }
         ("PATCH", Target::Object(resource, namespace, name, part)) => {
             patch(request, resource, &(namespace, name), part.as_deref(), state)
+        }
+        ("PUT", Target::Object(resource, namespace, name, None)) => {
+            replace(request, resource, &(namespace, name), state)
         }
         ("DELETE", Target::Object(resource, namespace, name, None))
             if request.body.contains("\"Foreground\"") =>
@@ -239,6 +242,24 @@ fn create(request: &Request, resource: Resource, namespace: Option<&str>, state:
     Answer::object(201, &created.unwrap_or_default())
 }
 
+/// Where the object is of the version that the new one says.
+fn replace(request: &Request, resource: Resource, key: &Key, state: &mut State) -> Answer {
+    let Ok(object) = serde_json::from_str::<Value>(&request.body) else {
+        return Answer::status(400, "the body is not JSON");
+    };
+    let Some(known) = state.objects.get(resource, key) else { return not_found(resource, &key.1) };
+    let (version, wanted) =
+        (&known.value()["metadata"]["resourceVersion"], &object["metadata"]["resourceVersion"]);
+    if !wanted.is_null() && wanted != version {
+        return Answer::status(
+            409,
+            "the object has been modified; please apply your changes to the latest version",
+        );
+    }
+    state.objects.set(resource, object.clone());
+    Answer::object(200, &object)
+}
+
 fn patch(request: &Request, resource: Resource, key: &Key, part: Option<&str>, state: &mut State) -> Answer {
     let kind = request.headers.get("content-type").map(String::as_str).unwrap_or_default();
     let Ok(patch) = serde_json::from_str::<Value>(&request.body) else {
@@ -249,6 +270,11 @@ fn patch(request: &Request, resource: Resource, key: &Key, part: Option<&str>, s
     let mut object = object.value();
     let patched = match (kind, part) {
         ("application/merge-patch+json", None | Some("status")) => merged(&mut object, patch, part.is_some()),
+        // By one manager only: what it has said before and does not say any more goes with the whole of it.
+        ("application/apply-patch+yaml", Some("status")) => {
+            object["status"] = patch["status"].clone();
+            Ok(())
+        }
         ("application/json-patch+json", None) => {
             jsonpatch::apply(&mut object, &patch).map_err(|error| Answer::status(422, &error))
         }

@@ -31,11 +31,17 @@ pub enum Resource {
     EndpointSlices,
     /// `networking.k8s.io/v1` networkpolicies.
     NetworkPolicies,
+    /// `tenancy.istio-cni.io/v1alpha1` networktenants.
+    NetworkTenants,
+    /// `tenancy.istio-cni.io/v1alpha1` tenantgrants.
+    TenantGrants,
+    /// `coordination.k8s.io/v1` leases.
+    Leases,
 }
 
 impl Resource {
     /// All of them.
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Pods,
         Self::Namespaces,
         Self::Nodes,
@@ -44,6 +50,9 @@ impl Resource {
         Self::Services,
         Self::EndpointSlices,
         Self::NetworkPolicies,
+        Self::NetworkTenants,
+        Self::TenantGrants,
+        Self::Leases,
     ];
 
     /// Group and version, as in paths.
@@ -52,6 +61,8 @@ impl Resource {
             Self::DaemonSets => "/apis/apps/v1/",
             Self::EndpointSlices => "/apis/discovery.k8s.io/v1/",
             Self::NetworkPolicies => "/apis/networking.k8s.io/v1/",
+            Self::NetworkTenants | Self::TenantGrants => "/apis/tenancy.istio-cni.io/v1alpha1/",
+            Self::Leases => "/apis/coordination.k8s.io/v1/",
             Self::Pods | Self::Namespaces | Self::Nodes | Self::Events | Self::Services => "/api/v1/",
         }
     }
@@ -67,6 +78,9 @@ impl Resource {
             Self::Services => "services",
             Self::EndpointSlices => "endpointslices",
             Self::NetworkPolicies => "networkpolicies",
+            Self::NetworkTenants => "networktenants",
+            Self::TenantGrants => "tenantgrants",
+            Self::Leases => "leases",
         }
     }
 
@@ -81,11 +95,14 @@ impl Resource {
             Self::Services => "Service",
             Self::EndpointSlices => "EndpointSlice",
             Self::NetworkPolicies => "NetworkPolicy",
+            Self::NetworkTenants => "NetworkTenant",
+            Self::TenantGrants => "TenantGrant",
+            Self::Leases => "Lease",
         }
     }
 
     fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespaces | Self::Nodes)
+        !matches!(self, Self::Namespaces | Self::Nodes | Self::NetworkTenants)
     }
 }
 

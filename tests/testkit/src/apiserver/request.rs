@@ -91,6 +91,7 @@ impl Request {
             ("GET", Some(Target::Collection(..))) => "list",
             ("GET", _) => "get",
             ("POST", _) => "create",
+            ("PUT", _) => "update",
             ("DELETE", _) => "delete",
             _ => "patch",
         }
@@ -106,8 +107,11 @@ impl Request {
         let parts: Vec<&str> = rest.split('/').collect();
         Some(match parts[..] {
             [plural] => Target::Collection(named(plural)?, None),
-            [plural @ ("namespaces" | "nodes"), name] => {
+            [plural @ ("namespaces" | "nodes" | "networktenants"), name] => {
                 Target::Object(named(plural)?, String::new(), name.into(), None)
+            }
+            [plural @ "networktenants", name, part] => {
+                Target::Object(named(plural)?, String::new(), name.into(), Some(part.into()))
             }
             ["namespaces", namespace, plural] => Target::Collection(named(plural)?, Some(namespace.into())),
             ["namespaces", namespace, plural, name] => {

@@ -1,0 +1,208 @@
+//! What is told of tenants.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use facts::networkpolicy::Entries;
+use facts::tenant::{
+    DenyMode, GrantTarget, TenantDefault, TenantEnforcement, TenantFaults, TenantPeer, TenantRule,
+    TenantService,
+};
+use facts::{NetworkTenant, Selector};
+use policy::World as _;
+use policy::tenancy::{ClaimState, NamespaceClaim};
+
+use super::TenantStores;
+use crate::state::{FollowStage, PolicyState, world};
+
+/// All tenants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantOverview {
+    /// In the order of their names.
+    pub tenants: Vec<TenantReport>,
+    /// How many nodes the cluster has.
+    pub nodes: usize,
+}
+
+/// A tenant, and what its objects come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantReport {
+    /// Its name.
+    pub name: Box<str>,
+    /// `metadata.generation`.
+    pub generation: u64,
+    /// The generation that is in force on this node; nothing before one is.
+    pub in_force: Option<u64>,
+    /// What becomes of what it denies.
+    pub enforcement: TenantEnforcement,
+    /// How.
+    pub deny_mode: DenyMode,
+    /// What is outside.
+    pub external: TenantDefault,
+    /// Pods without a tenant.
+    pub unassigned: TenantDefault,
+    /// What became of the namespaces that it claims.
+    pub claims: Vec<NamespaceClaim>,
+    /// Services of others.
+    pub services: Vec<ReachedService>,
+    /// Its pods in the cluster.
+    pub pods: usize,
+    /// What of it is not understood.
+    pub faults: TenantFaults,
+}
+
+/// A Service that a tenant's pods are allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReachedService {
+    /// Its namespace.
+    pub namespace: Box<str>,
+    /// Its name.
+    pub name: Box<str>,
+    /// Whether they reach it.
+    pub reach: ServiceReach,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Addresses behind it that are ready.
+    pub endpoints: usize,
+}
+
+/// Whether a Service is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceReach {
+    /// It is there, and its side agrees or is of no tenant.
+    Reached,
+    /// There is no such Service.
+    Missing,
+    /// It is a name of something outside, which is not followed.
+    ExternalName,
+    /// It is in another tenant, of which neither a grant nor a rule agrees.
+    NoConsent,
+}
+
+/// What of a tenant is in force on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TenantStanding {
+    /// Its name.
+    pub name: Box<str>,
+    /// The generation that is in force.
+    pub generation: u64,
+    /// What becomes of what it denies.
+    pub enforcement: TenantEnforcement,
+    /// Its pods on this node.
+    pub pods: usize,
+    /// Claims of it that an older tenant has.
+    pub refused: usize,
+    /// What of it is not understood.
+    pub faults: TenantFaults,
+}
+
+impl PolicyState {
+    /// All tenants; nothing before everything was listed.
+    pub(crate) fn tenant_overview(&self) -> Option<TenantOverview> {
+        let stores = self.sources.tenants.as_ref()?;
+        if self.stage == FollowStage::Lists || !stores.is_listed() {
+            return None;
+        }
+        let tenants = stores.tenants.read();
+        let tenants = tenants.iter().map(|(_, _, tenant)| self.report(stores, tenant)).collect();
+        Some(TenantOverview { tenants, nodes: stores.nodes.read().len() })
+    }
+
+    fn report(&self, stores: &TenantStores, tenant: &NetworkTenant) -> TenantReport {
+        let peers = self.sources.peers.read();
+        let world = world(&peers, &self.local, &self.namespaces);
+        let owned = self.tenants.membership.owners().filter(|(_, owner)| **owner == *tenant.name);
+        let pods = owned.map(|(namespace, _)| world.pods_in(namespace, &Selector::default()).count()).sum();
+        TenantReport {
+            name: tenant.name.clone(),
+            generation: tenant.generation,
+            in_force: self.tenants.made.get(&tenant.name).copied(),
+            enforcement: tenant.enforcement,
+            deny_mode: tenant.deny_mode,
+            external: tenant.external,
+            unassigned: tenant.unassigned,
+            claims: self.tenants.membership.claims(&tenant.name),
+            services: tenant.services.iter().map(|service| self.reached(stores, tenant, service)).collect(),
+            pods,
+            faults: tenant.faults.clone(),
+        }
+    }
+
+    fn reached(
+        &self,
+        stores: &TenantStores,
+        tenant: &NetworkTenant,
+        service: &TenantService,
+    ) -> ReachedService {
+        let TenantService { namespace, name, .. } = service;
+        let (services, slices) = self.sources.services.read();
+        let found = services.get(namespace, name);
+        let parts = slices.in_namespace(namespace).filter(|(_, slice)| slice.service == *name);
+        let endpoints = parts.flat_map(|(_, slice)| &slice.endpoints).filter(|endpoint| endpoint.ready);
+        ReachedService {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            reach: match found {
+                None => ServiceReach::Missing,
+                Some(service) if service.is_external_name => ServiceReach::ExternalName,
+                Some(_) if !self.agrees(stores, tenant, service) => ServiceReach::NoConsent,
+                Some(_) => ServiceReach::Reached,
+            },
+            addresses: found.map(|service| service.addresses.to_vec()).unwrap_or_default(),
+            endpoints: endpoints.map(|endpoint| endpoint.addresses.len()).sum(),
+        }
+    }
+
+    /// Whether the side of a Service agrees to something of this tenant: what exactly, its rules and grants say.
+    fn agrees(&self, stores: &TenantStores, tenant: &NetworkTenant, service: &TenantService) -> bool {
+        let owner = self.tenants.membership.owner(&service.namespace);
+        let Some(owner) = owner.filter(|owner| **owner != *tenant.name) else { return true };
+        let grants = stores.grants.read();
+        let is_granted = grants.in_namespace(&service.namespace).any(|(_, grant)| {
+            let is_meant = |target: &GrantTarget| match target {
+                GrantTarget::Service(name) => name.as_ref().is_none_or(|name| *name == service.name),
+                GrantTarget::Pod(_) | GrantTarget::Pods(_) => true,
+            };
+            grant.from.contains(&tenant.name) && grant.to.iter().any(is_meant)
+        });
+        let is_peer = |peer: &TenantPeer| match peer {
+            TenantPeer::Pods { tenant: of, .. } => of.as_ref().is_none_or(|of| *of == tenant.name),
+            TenantPeer::Block(_) => true,
+            TenantPeer::Entity(_) => false,
+        };
+        let allows = |rule: &TenantRule| match &rule.peers {
+            _ if rule.denies => false,
+            Entries::Any => true,
+            Entries::Of(peers) => peers.iter().any(is_peer),
+        };
+        let tenants = stores.tenants.read();
+        is_granted || tenants.get("", owner).is_some_and(|owner| owner.ingress.iter().any(allows))
+    }
+
+    /// What is in force on this node.
+    pub(super) fn tenant_standings(&self) -> Vec<TenantStanding> {
+        let Some(stores) = &self.sources.tenants else { return Vec::new() };
+        let mut pods: BTreeMap<&str, usize> = BTreeMap::new();
+        for (pod, ..) in self.index.pods() {
+            if let Some(owner) = self.tenants.membership.owner(&pod.namespace) {
+                *pods.entry(owner).or_default() += 1;
+            }
+        }
+        let tenants = stores.tenants.read();
+        let standing = |(name, generation): (&str, u64)| {
+            let tenant = tenants.get("", name)?;
+            let claims = self.tenants.membership.claims(name);
+            let is_refused = |claim: &&NamespaceClaim| matches!(claim.state, ClaimState::Refused(_));
+            Some(TenantStanding {
+                name: name.into(),
+                generation,
+                enforcement: tenant.enforcement,
+                pods: pods.get(name).copied().unwrap_or_default(),
+                refused: claims.iter().filter(is_refused).count(),
+                faults: tenant.faults.clone(),
+            })
+        };
+        let made = self.tenants.made.iter().map(|(name, generation)| (&**name, *generation));
+        made.filter_map(standing).collect()
+    }
+}

@@ -1,0 +1,275 @@
+//! Tenants: real packets between pods of several, as the objects change.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use testkit::apiserver::{Fault, Resource};
+use testkit::mesh::{Mesh, MeshPod};
+use testkit::probe::{Flow, Listener, Listeners};
+use testkit::{Agent, Launch, PATIENCE, at_once, eventually};
+
+use crate::denials::wire;
+
+/// Who hears nothing for so long is not answered.
+const SILENCE: Duration = Duration::from_millis(300);
+/// The kinds' names in paths.
+const KINDS: [&str; 2] = ["networktenants", "tenantgrants"];
+
+/// Namespace and name.
+const PODS: [(&str, &str); 5] =
+    [("red-web", "ra"), ("red-db", "rb"), ("blue-api", "ba"), ("free", "fa"), ("kube-system", "dns")];
+
+/// Pods of several namespaces on one node, each with listeners.
+struct Town {
+    mesh: Mesh,
+    pods: Vec<(MeshPod, Listeners)>,
+}
+
+fn tenant(name: &str, second: u32, spec: &Value) -> Value {
+    json!({"metadata": {"name": name, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z"), "generation": 1},
+        "spec": spec})
+}
+
+impl Town {
+    fn new() -> Self {
+        let mesh = Mesh::new().unwrap();
+        for (namespace, _) in PODS {
+            mesh.node.api.set_namespace(namespace, &[]);
+        }
+        let mut town = Self { mesh, pods: Vec::new() };
+        for (namespace, name) in PODS {
+            let pod = town.mesh.running(namespace, name, &[("app", name)]).unwrap();
+            wire(&town.mesh, &pod);
+            let listeners = [53, 8080, 8443].map(Listener::tcp);
+            let listeners = Listeners::start(&pod.netns, listeners).unwrap();
+            town.pods.push((pod, listeners));
+        }
+        town
+    }
+
+    fn agent(&self) -> Launch<'_> {
+        let agent = self.mesh.agent().env("AMBIENT_ENABLED", "false").env("POLICY_ENFORCEMENT", "on");
+        agent.env("TENANTS_ENFORCEMENT", "on")
+    }
+
+    fn put(&self, resource: Resource, object: Value) {
+        self.mesh.node.api.set_object(resource, object);
+    }
+
+    fn pod(&self, name: &str) -> &MeshPod {
+        self.pods.iter().map(|(pod, _)| pod).find(|pod| pod.name == name).unwrap()
+    }
+
+    fn reaches(&self, from: &str, to: &str, port: u16) -> bool {
+        let to = SocketAddr::new(self.pod(to).ip, port);
+        Flow::from(&self.pod(from).netns).patience(SILENCE).tcp(to).unwrap().port().is_some()
+    }
+
+    /// Waits until each connection (from, to, port) is as it should be. Gives how long that took.
+    fn wait_for(&self, what: &str, wanted: &[(&str, &str, u16, bool)]) -> Duration {
+        let began = Instant::now();
+        let mut all_right_since = began;
+        eventually(what, PATIENCE, || {
+            all_right_since = Instant::now();
+            std::thread::scope(|scope| {
+                let found: Vec<_> = wanted
+                    .iter()
+                    .map(|(from, to, port, _)| scope.spawn(|| self.reaches(from, to, *port)))
+                    .collect();
+                for (found, one) in found.into_iter().zip(wanted) {
+                    let found = found.join().unwrap();
+                    ensure!(found == one.3, "{one:?} is {found}");
+                }
+                Ok(())
+            })
+        })
+        .unwrap();
+        all_right_since - began
+    }
+}
+
+/// By nf_tables at the node, or by iptables in each pod.
+fn backend<'a>(agent: Launch<'a>, name: &str) -> Launch<'a> {
+    match name {
+        "native" => agent.env("NATIVE_NFTABLES", "true").env("POLICY_POINT", "node"),
+        variant => agent.env("NATIVE_NFTABLES", "false").env("FORCE_IPTABLES_BINARY", variant),
+    }
+}
+
+fn red() -> Value {
+    json!({"namespaces": ["red-web", "red-db"]})
+}
+
+fn blue(to_red: bool) -> Value {
+    let rule = json!({"name": "to-red", "action": "Allow", "peers": [{"tenant": "red"}]});
+    json!({"namespaces": ["blue-api"],
+        "networkPolicy": {"egressRules": if to_red { json!([rule]) } else { json!([]) }}})
+}
+
+fn tenants_as_they_change(by: &str) {
+    let town = Town::new();
+    town.put(Resource::NetworkTenants, tenant("red", 1, &red()));
+    town.put(Resource::NetworkTenants, tenant("blue", 2, &blue(false)));
+    let service = |namespace: &str, name: &str, labels: Value, address: &str, port: u16| {
+        json!({"metadata": {"namespace": namespace, "name": name, "labels": labels},
+            "spec": {"clusterIPs": [address], "ports": [{"port": port}]}})
+    };
+    let slice = |namespace: &str, name: &str, pod: &str, port: u16| {
+        json!({"metadata": {"namespace": namespace, "name": format!("{name}-1"),
+                "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": [{"port": port, "protocol": "TCP"}],
+            "endpoints": [{"addresses": [town.pod(pod).ip], "conditions": {"ready": true}}]})
+    };
+    let dns = json!({"k8s-app": "kube-dns"});
+    town.put(Resource::Services, service("kube-system", "kube-dns", dns, "10.96.0.53", 53));
+    town.put(Resource::EndpointSlices, slice("kube-system", "kube-dns", "dns", 53));
+    let agent = backend(town.agent(), by).ready().unwrap();
+    let inside = [("ra", "rb", 8080, true), ("rb", "ra", 8443, true)];
+    let apart = [
+        ("ra", "ba", 8080, false),
+        ("ba", "ra", 8443, false),
+        ("fa", "ra", 8080, false),
+        ("ra", "fa", 8443, false),
+        // Names are asked of the cluster's DNS, and of nobody else.
+        ("ra", "dns", 53, true),
+        ("ra", "dns", 8080, false),
+        ("ra", "fa", 53, false),
+    ];
+    town.wait_for("tenants are apart", &[inside.as_slice(), &apart].concat());
+    // What the source's side allows is nothing without the other's consent.
+    town.put(Resource::NetworkTenants, tenant("blue", 2, &blue(true)));
+    std::thread::sleep(Duration::from_secs(1));
+    town.wait_for("nobody has consented", &apart);
+    let grant = json!({"metadata": {"namespace": "red-web", "name": "blue-may-come"},
+        "spec": {"from": [{"tenant": "blue"}], "to": [{"kind": "Pod", "podSelector": {"matchLabels": {"app": "ra"}}}],
+            "ports": [{"port": 8443}]}});
+    town.put(Resource::TenantGrants, grant);
+    let opened = [("ba", "ra", 8443, true), ("ba", "ra", 8080, false), ("ba", "rb", 8443, false)];
+    let after = town.wait_for("one port is open", &opened);
+    println!("{by}: a grant is in force after {after:?}");
+    town.mesh.node.api.delete_object(Resource::TenantGrants, "red-web", "blue-may-come");
+    let after = town.wait_for("it is closed again", &apart);
+    println!("{by}: it is taken back after {after:?}");
+    // A range with all addresses opens no pod of others.
+    let mut wide = red();
+    wide["allowedIPRanges"] = json!(["0.0.0.0/0"]);
+    wide["allowedServices"] = json!([{"namespace": "free", "name": "store"}]);
+    town.put(Resource::NetworkTenants, tenant("red", 1, &wide));
+    town.put(Resource::Services, service("free", "store", json!({}), "10.96.0.9", 80));
+    town.put(Resource::EndpointSlices, slice("free", "store", "fa", 8443));
+    let served = [("ra", "fa", 8443, true), ("ra", "fa", 8080, false), ("ra", "ba", 8080, false)];
+    town.wait_for("what is behind the Service is reached", &served);
+    town.put(Resource::EndpointSlices, slice("free", "store", "fa", 8080));
+    let after = town.wait_for("its port is another", &[("ra", "fa", 8443, false), ("ra", "fa", 8080, true)]);
+    println!("{by}: another port behind a Service after {after:?}");
+    town.mesh.node.api.delete_object(Resource::EndpointSlices, "free", "store-1");
+    let after = town.wait_for("nothing is behind it", &[("ra", "fa", 8080, false)]);
+    println!("{by}: none any more after {after:?}");
+    // A namespace goes from one to the other.
+    town.put(Resource::NetworkTenants, tenant("blue", 2, &json!({"namespaces": ["blue-api", "red-db"]})));
+    town.wait_for("the older tenant keeps it", &[("ra", "rb", 8080, true), ("ba", "rb", 8080, false)]);
+    town.put(Resource::NetworkTenants, tenant("red", 1, &json!({"namespaces": ["red-web"]})));
+    town.wait_for("it is the other's", &[("ra", "rb", 8080, false), ("ba", "rb", 8080, true)]);
+    let mut tried = json!({"namespaces": ["red-web"]});
+    tried["enforcement"] = json!("Audit");
+    town.put(Resource::NetworkTenants, tenant("red", 1, &tried));
+    town.wait_for("nothing is denied", &[("ra", "fa", 8080, true), ("fa", "ra", 8080, true)]);
+    town.mesh.node.api.delete_object(Resource::NetworkTenants, "", "red");
+    town.mesh.node.api.delete_object(Resource::NetworkTenants, "", "blue");
+    let free = [("ba", "ra", 8080, true), ("fa", "rb", 8080, true), ("ra", "dns", 8080, true)];
+    town.wait_for("there are no tenants", &free);
+    agent.stop().unwrap();
+}
+
+#[test]
+fn tenants_are_apart_and_follow_what_changes() {
+    at_once(vec!["native", "nft", "legacy"], tenants_as_they_change);
+}
+
+/// A cluster without the definitions is one without tenants, until they come.
+#[test]
+fn a_cluster_without_the_kinds_has_no_tenants() {
+    let town = Town::new();
+    for kind in KINDS {
+        town.mesh.node.api.fail_path(kind, 2, Fault::Status { code: 404, retry_after: None });
+    }
+    town.put(Resource::NetworkTenants, tenant("red", 1, &red()));
+    let agent = backend(town.agent(), "native").ready().unwrap();
+    town.wait_for("nothing is denied", &[("ra", "ba", 8080, true)]);
+    let lines = agent.log().lines();
+    let said = lines.iter().filter(|line| line.contains("does not have this kind"));
+    assert_eq!(said.count(), 1, "{lines:#?}");
+    town.wait_for("they have come", &[("ra", "ba", 8080, false), ("ra", "rb", 8080, true)]);
+    agent.stop().unwrap();
+}
+
+fn condition(tenant: &Value, kind: &str) -> Option<(String, String)> {
+    let one = tenant["status"]["conditions"].as_array()?.iter().find(|one| one["type"] == kind)?;
+    Some((one["status"].as_str()?.to_owned(), one["reason"].as_str()?.to_owned()))
+}
+
+fn wait_condition(town: &Town, tenant: &str, kind: &str, wanted: (&str, &str)) {
+    eventually("the status says it", Duration::from_secs(30), || {
+        let tenant = town.mesh.node.api.object(Resource::NetworkTenants, "", tenant).context("no tenant")?;
+        let found = condition(&tenant, kind);
+        let wanted = (wanted.0.to_owned(), wanted.1.to_owned());
+        ensure!(found == Some(wanted), "{found:?} in {tenant}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// One agent writes what became of tenants; when it is killed another one does, and enforces before that.
+#[test]
+fn one_agent_writes_status_and_another_follows_it() {
+    let town = Town::new();
+    town.put(Resource::NetworkTenants, tenant("red", 1, &red()));
+    let both = json!({"namespaces": ["blue-api", "red-db", "nowhere"],
+        "allowedServices": [{"namespace": "free", "name": "none"}]});
+    town.put(Resource::NetworkTenants, tenant("blue", 2, &both));
+    let start =
+        |pod: &str| -> Agent { backend(town.agent(), "native").env("POD_NAME", pod).ready().unwrap() };
+    let first = start("agent-1");
+    wait_condition(&town, "blue", "Conflicted", ("True", "NamespaceConflict"));
+    wait_condition(&town, "blue", "NamespacesResolved", ("False", "NamespaceNotFound"));
+    wait_condition(&town, "blue", "ServicesResolved", ("False", "ServiceNotFound"));
+    wait_condition(&town, "red", "Conflicted", ("False", "Valid"));
+    let blue = town.mesh.node.api.object(Resource::NetworkTenants, "", "blue").unwrap();
+    let claims = json!([{"name": "blue-api", "state": "Member"}, {"name": "nowhere", "state": "Missing"},
+        {"name": "red-db", "state": "Refused", "tenant": "red"}]);
+    assert_eq!((&blue["status"]["namespaces"], &blue["status"]["pods"]), (&claims, &json!(1)), "{blue}");
+    eventually("both hear of the conflict", PATIENCE, || {
+        let events = town.mesh.node.api.events();
+        let of = |name: &str| {
+            events.iter().any(|one| {
+                one["reason"] == "TenantNamespaceConflict" && one["involvedObject"]["name"] == name
+            })
+        };
+        ensure!(of("red") && of("blue"), "{events:?}");
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(first.metric("istio_cni_tenant_conflicts").unwrap(), 1.0);
+    assert_eq!(first.metric(r#"istio_cni_tenant_generation{tenant="red"}"#).unwrap(), 1.0);
+    assert_eq!(first.metric(r#"istio_cni_tenant_pods{tenant="red"}"#).unwrap(), 2.0);
+    first.kill().unwrap();
+    let killed = Instant::now();
+    let second = start("agent-2");
+    let mut freed = tenant("red", 1, &json!({"namespaces": ["red-web"]}));
+    freed["metadata"]["generation"] = json!(2);
+    town.put(Resource::NetworkTenants, freed);
+    town.wait_for("the change is in force", &[("ba", "rb", 8080, true), ("ra", "rb", 8080, false)]);
+    println!("in force {:?} after the end of who wrote status", killed.elapsed());
+    wait_condition(&town, "blue", "Conflicted", ("False", "Valid"));
+    let after = killed.elapsed();
+    println!("another one writes status {after:?} after that");
+    assert!(after < Duration::from_secs(20), "{after:?}");
+    let lease = town.mesh.node.api.object(Resource::Leases, "istio-system", "istio-cni-tenants").unwrap();
+    assert_eq!(
+        (&lease["spec"]["holderIdentity"], &lease["spec"]["leaseTransitions"]),
+        (&json!("agent-2"), &json!(1))
+    );
+    second.stop().unwrap();
+}
