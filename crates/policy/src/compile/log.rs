@@ -76,8 +76,12 @@ impl LogMark {
     }
 
     /// The prefix.
-    pub fn text(&self) -> String {
-        let prefix = if self.is_tried_out { AUDIT_PREFIX } else { LOG_PREFIX };
+    pub fn text(self) -> String {
+        let prefix = match self.fate {
+            LoggedFate::Dropped => LOG_PREFIX,
+            LoggedFate::Answered => ANSWERED_PREFIX,
+            LoggedFate::Passed => AUDIT_PREFIX,
+        };
         format!("{prefix}{}", log_number_text(self.class))
     }
 }
