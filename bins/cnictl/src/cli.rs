@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
-use crate::{audit, chain, conflicts, doctor, explain, log, node, page, pods, policy, render, shell};
+use crate::{audit, chain, conflicts, doctor, explain, log, node, page, pods, policy, render, shell, trace};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
@@ -54,6 +54,7 @@ pub(crate) struct Cli {
 enum Verb {
     Render(render::RenderArgs),
     Explain(explain::ExplainArgs),
+    Trace(trace::TraceArgs),
     Add(chain::AddArgs),
     Check(chain::CheckArgs),
     Del(chain::DelArgs),
@@ -84,6 +85,7 @@ impl Cli {
         match &self.verb {
             Verb::Render(args) => args.run(),
             Verb::Explain(args) => args.run(),
+            Verb::Trace(args) => args.run(),
             Verb::Add(args) => args.run(),
             Verb::Check(args) => args.run(),
             Verb::Del(args) => args.run(),

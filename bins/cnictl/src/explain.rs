@@ -14,10 +14,11 @@ use ruleset::eval::State;
 use crate::output::{Format, VerbAnswer};
 use crate::pods::{NodeProcesses, SelectArgs, Viewer};
 use crate::subject::SubjectArgs;
-use flow::{Direction, FlowEnd, parse_destination, parse_source};
+use flow::{Direction, parse_destination, parse_source};
 use report::Explanation;
 use request::parse_mark;
 
+pub(crate) use flow::{FlowEnd, parse_end};
 pub(crate) use live::{LiveExplanation, PacketReport};
 pub(crate) use request::{FlowRequest, parse_packet};
 

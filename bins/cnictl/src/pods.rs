@@ -28,6 +28,7 @@ pub(crate) use listing::{
     API_VERSION, Around, Column, ListArgs, NOTHING, OUT_OF_TIME, PARTLY_UNKNOWN, ResourceList, ago,
 };
 pub(crate) use live::{NodeProcesses, observe};
+pub(crate) use locate::LocatedNetns;
 pub(crate) use own::{LookedPod, now};
 pub(crate) use restore::RestoreArgs;
 pub(crate) use select::SelectArgs;

@@ -29,12 +29,15 @@ mod read;
 mod set;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod trace;
 mod uapi;
 
 use netns::Inside;
 use ruleset::{Hook, Ruleset, listed};
 
-pub use counts::{LogCount, LogCounts, NamedCount, NamedCounts};
+pub use counts::{
+    DropCount, LogCount, LogCounts, NamedCount, NamedCounts, RuleHandles, drop_counts, rule_handles,
+};
 pub use error::Error;
 pub(crate) use error::is_absent;
 pub use held::{HeldTable, held};

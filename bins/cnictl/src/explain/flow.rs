@@ -25,8 +25,8 @@ pub(super) enum Direction {
 /// One end as it is written on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FlowEnd {
-    pub(super) ip: Option<IpAddr>,
-    pub(super) port: Option<u16>,
+    pub(crate) ip: Option<IpAddr>,
+    pub(crate) port: Option<u16>,
 }
 
 /// One packet, completely described.
@@ -87,6 +87,11 @@ pub(super) fn parse_source(text: &str) -> Result<FlowEnd, String> {
         parse_port(port)?;
     }
     Err("no IP address and port; write 10.0.0.5:443 or [2001:db8::5]:443 (names are not resolved)".to_owned())
+}
+
+/// `IP:PORT`, `[IP]:PORT`, `IP` or `:PORT`.
+pub(crate) fn parse_end(text: &str) -> Result<FlowEnd, String> {
+    if text.starts_with(':') { parse_destination(text) } else { parse_source(text) }
 }
 
 fn parse_port(text: &str) -> Result<u16, String> {

@@ -324,7 +324,8 @@ fn numbers(w: &mut MessageWriter, list: &[(u16, u32)]) {
     }
 }
 
-fn write_chain(w: &mut MessageWriter, table: &str, chain: &Chain) {
+/// A chain, as it is added to a table.
+pub(super) fn write_chain(w: &mut MessageWriter, table: &str, chain: &Chain) {
     w.text(chain::TABLE, table);
     w.text(chain::NAME, &chain.name);
     if let Some(Base { kind, hook, priority }) = chain.base {

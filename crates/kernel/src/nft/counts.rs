@@ -5,8 +5,10 @@ use std::ops::ControlFlow;
 
 use netns::Inside;
 use ruleset::TableKind;
+use ruleset::listed::ListedAct;
 
 use super::list::{MOST, dump, handle, text};
+use super::read::{self, SetRanges};
 use super::uapi::{expr, family, message, object, rule};
 use super::{Error, question};
 use crate::netlink::wire::{Attribute, Attributes, MessageWriter};
@@ -18,6 +20,8 @@ const BYTES: u16 = 1;
 const PACKETS: u16 = 2;
 /// `NFTA_LOG_PREFIX`.
 const PREFIX: u16 = 2;
+/// `NFTA_TARGET_NAME`.
+const TARGET_NAME: u16 = 1;
 
 /// Reads counters of an owner's table in one namespace, over a socket that stays there.
 #[derive(Debug)]
@@ -53,6 +57,95 @@ pub struct NamedCount {
     pub packets: u64,
     /// Of those packets, from the header of the network on.
     pub bytes: u64,
+}
+
+/// The handles of all rules of nf_tables in a namespace, in order, by family and table, and chain.
+pub type RuleHandles = HashMap<(String, String), Vec<u64>>;
+
+/// Reads them.
+///
+/// # Errors
+/// The kernel could not be asked.
+pub fn rule_handles(_: &Inside) -> Result<RuleHandles, Error> {
+    let Some(mut socket) = super::open_if_supported()? else { return Ok(RuleHandles::new()) };
+    let (mut found, mut count) = (RuleHandles::new(), 0);
+    let whole = dump(
+        &mut socket,
+        0,
+        message::GET_RULE,
+        |_| {},
+        |part| {
+            let Some((family, attributes)) = part else {
+                (count, found) = (0, RuleHandles::new());
+                return ControlFlow::Continue(());
+            };
+            if let Some((_, family)) = read::families(family) {
+                let table = format!("{family} {}", text(attributes, rule::TABLE));
+                let of_chain = found.entry((table, text(attributes, rule::CHAIN))).or_default();
+                of_chain.push(handle(attributes, rule::HANDLE).unwrap_or_default());
+            }
+            count += 1;
+            if count > MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        },
+    );
+    whole.map_err(|e| question("list rules", e))?;
+    Ok(found)
+}
+
+/// A rule that drops, and how many packets it has dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DropCount {
+    /// Family and name, as [`ruleset::listed::ListedTable::name`] has it.
+    pub table: String,
+    /// Chain.
+    pub chain: String,
+    /// The rule's number in its table.
+    pub handle: u64,
+    /// Since it is there.
+    pub packets: u64,
+    /// The rule.
+    pub text: String,
+}
+
+/// The rules of all tables in a namespace, whoever made them, that end packets and count them. A rule that answers is one of them; rules of
+/// iptables-legacy are not.
+///
+/// # Errors
+/// The kernel could not be asked.
+pub fn drop_counts(_: &Inside) -> Result<Vec<DropCount>, Error> {
+    let Some(mut socket) = super::open_if_supported()? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    let whole = dump(
+        &mut socket,
+        0,
+        message::GET_RULE,
+        |_| {},
+        |part| {
+            let Some((family, attributes)) = part else {
+                found.clear();
+                return ControlFlow::Continue(());
+            };
+            found.extend(dropping(family, attributes));
+            if found.len() > MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        },
+    );
+    whole.map_err(|e| question("read counters of rules", e))?;
+    Ok(found)
+}
+
+fn dropping(family: u8, attributes: Attributes<'_>) -> Option<DropCount> {
+    let (_, family) = read::families(family)?;
+    let packets = counted(attributes)?;
+    let listed = read::rule(attributes.find(rule::EXPRESSIONS)?.nested(), &SetRanges::new());
+    let answers =
+        || data(attributes, "target").is_some_and(|target| text(target.nested(), TARGET_NAME) == "REJECT");
+    (listed.acts.contains(&ListedAct::Drop) || answers()).then(|| DropCount {
+        table: format!("{family} {}", text(attributes, rule::TABLE)),
+        chain: text(attributes, rule::CHAIN),
+        handle: handle(attributes, rule::HANDLE).unwrap_or_default(),
+        packets,
+        text: listed.to_string(),
+    })
 }
 
 /// The packets that each of the first rules of a chain has counted, in order; at most so many rules. What does not count has 0.

@@ -65,6 +65,10 @@ pub(super) const COUNTER: &KernelPart =
 pub(super) const SETS: &KernelPart =
     &part("nf_tables sets (CONFIG_NF_TABLES_SET)", Some("nf_tables_set"), (3, 13));
 
+/// With it, tables that a program keeps for itself.
+pub(super) const TRACE: &KernelPart =
+    &part("nf_tables tables that end with their program (CONFIG_NF_TABLES)", None, (5, 12));
+
 const fn part(name: &'static str, module: Option<&'static str>, (major, minor): (u32, u32)) -> KernelPart {
     KernelPart { name, module, since: Release(major, minor) }
 }

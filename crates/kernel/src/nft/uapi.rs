@@ -59,6 +59,31 @@ pub(super) mod table {
     pub(crate) const OWNER: u16 = 7;
     /// `NFT_TABLE_F_DORMANT`: the chains are not attached.
     pub(crate) const DORMANT: u32 = 1;
+    /// `NFT_TABLE_F_OWNER`: it goes with the socket that made it. Since Linux 5.12.
+    pub(crate) const OWNED: u32 = 2;
+}
+
+/// `NFT_MSG_TRACE`, the group `NFNLGRP_NFTRACE` of `linux/netfilter/nfnetlink.h` as a bit, `NFTA_TRACE_*` and `enum nft_trace_types`.
+pub(super) mod trace {
+    use super::SUBSYSTEM;
+
+    pub(crate) const MESSAGE: u16 = SUBSYSTEM << 8 | 17;
+    pub(crate) const GROUP: u32 = 1 << (9 - 1);
+    pub(crate) const TABLE: u16 = 1;
+    pub(crate) const CHAIN: u16 = 2;
+    pub(crate) const HANDLE: u16 = 3;
+    pub(crate) const TYPE: u16 = 4;
+    pub(crate) const VERDICT: u16 = 5;
+    pub(crate) const ID: u16 = 6;
+    pub(crate) const NETWORK_HEADER: u16 = 8;
+    pub(crate) const TRANSPORT_HEADER: u16 = 9;
+    pub(crate) const IN_INTERFACE: u16 = 10;
+    pub(crate) const OUT_INTERFACE: u16 = 12;
+    pub(crate) const MARK: u16 = 14;
+    pub(crate) const POLICY: u16 = 16;
+    pub(crate) const OF_POLICY: u32 = 1;
+    pub(crate) const OF_END: u32 = 2;
+    pub(crate) const OF_RULE: u32 = 3;
 }
 
 /// `NFTA_CHAIN_*` and `NFTA_HOOK_*`.
@@ -197,6 +222,8 @@ pub(super) mod meta {
     pub(crate) const OIFNAME: u32 = 7;
     pub(crate) const SKUID: u32 = 10;
     pub(crate) const SKGID: u32 = 11;
+    /// `NFT_META_NFTRACE`, one byte.
+    pub(crate) const TRACED: u32 = 12;
     pub(crate) const NFPROTO: u32 = 15;
     pub(crate) const L4PROTO: u32 = 16;
 }
@@ -249,6 +276,7 @@ pub(super) mod payload {
 pub(super) mod verdict {
     pub(crate) const DROP: i32 = 0;
     pub(crate) const ACCEPT: i32 = 1;
+    pub(crate) const CONTINUE: i32 = -1;
     pub(crate) const JUMP: i32 = -3;
     pub(crate) const GOTO: i32 = -4;
     pub(crate) const RETURN: i32 = -5;
