@@ -1,6 +1,7 @@
 //! What the rules of pods in their own network namespaces are to be, and what of it is loaded. It touches no kernel: whoever does takes a
 //! [`PodJob`] and says how it went.
 
+mod booked;
 mod job;
 mod sets;
 #[cfg(test)]
@@ -11,16 +12,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::services::ClassServices;
-use policy::ServiceVerdicts;
-use policy::compile::{CompiledPod, DenialAnswer, KeptSet, PodPoint, ServiceSet, compile_pod};
+use policy::compile::{CompiledPod, DenialAnswer, PodPoint, compile_pod};
 use policy::index::{
     LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge,
 };
-use ruleset::{Backend, Element, Family, Key, SetDelta};
+use ruleset::Backend;
 
 use super::point::PointCharge;
+use booked::{BookedPod, PodScope};
 pub use job::{PodJob, SetContent, SetJob};
-use sets::BookedSets;
+use sets::{BookedSets, members_of};
 
 /// See the module.
 #[derive(Debug)]
@@ -36,33 +37,6 @@ pub struct PodBook {
     /// What policies come to for addresses of Services, where that is known.
     services: ClassServices,
     pods: BTreeMap<LocalName, BookedPod>,
-}
-
-#[derive(Debug, Default)]
-struct BookedPod {
-    classes: PodClasses,
-    scope: PodScope,
-    /// The rules that it is to have.
-    rules: Option<Arc<CompiledPod>>,
-    /// What it has; nothing where that has to be looked at.
-    loaded: Option<Option<Arc<CompiledPod>>>,
-    /// What it had when that was known last.
-    last: Option<Arc<CompiledPod>>,
-    /// Whether a job is under way after which that is known.
-    is_at_work: bool,
-    /// Members that came or went since they were loaded last, and whether they are there.
-    pending: BTreeMap<Arc<PeerSet>, BTreeMap<PeerMember, bool>>,
-    /// The same of sets of addresses of Services, by their names.
-    pending_services: BTreeMap<String, BTreeMap<PeerMember, bool>>,
-}
-
-/// What of a pod's connections is judged in its own namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct PodScope {
-    /// All of them.
-    all: bool,
-    /// What is inside the tunnel of ambient mode.
-    tunnel: bool,
 }
 
 impl PodBook {
@@ -112,11 +86,16 @@ impl PodBook {
         for (name, (classes, scope)) in wanted {
             self.set_pod(name, classes, scope, index);
         }
-        self.look_at_all()
+        self.all_unknown()
     }
 
-    /// Everything that pods have is to be compared. Gives the pods.
+    /// Everything that pods have is to be compared; whoever waited for the lists of Services until now waits no longer. Gives the pods.
     pub fn look_at_all(&mut self) -> Vec<LocalName> {
+        self.pods.values_mut().for_each(BookedPod::loses_patience);
+        self.all_unknown()
+    }
+
+    fn all_unknown(&mut self) -> Vec<LocalName> {
         self.pods.values_mut().for_each(BookedPod::is_unknown);
         self.pods.keys().cloned().collect()
     }
@@ -157,7 +136,8 @@ impl PodBook {
                 PolicyEffect::SetGains(set, members) => self.change_set(set, members, true, &mut touched),
                 PolicyEffect::SetLoses(set, members) => self.change_set(set, members, false, &mut touched),
                 // Sets come and go with the rules that look into them.
-                PolicyEffect::SetAppears(..) | PolicyEffect::SetGoes(_) => {}
+                PolicyEffect::SetGoes(_) => {}
+                PolicyEffect::SetAppears(set, _) => self.renew_set(set, index, &mut touched),
                 PolicyEffect::ClassChanges(class) => touched.extend(self.change_class(class, index)),
                 PolicyEffect::PodChanges { pod, classes, tunnel, .. } => {
                     let scope = self.scope(pod, pods(pod), *tunnel);
@@ -203,62 +183,6 @@ impl PodBook {
             }
         }
         touched
-    }
-
-    /// What is to be done for a pod now; nothing if it is not known any more. What changes from here on is the next job's.
-    pub fn job(&mut self, name: &LocalName) -> Option<PodJob> {
-        let pod = self.pods.get_mut(name)?;
-        let waits = |class: &Arc<PolicyClass>| pod.scope.all && !self.services.contains_key(class);
-        if pod.rules.is_some() && pod.classes.egress.as_ref().is_some_and(waits) {
-            // Addresses of Services are not judged yet, and whatever denies some of them is left in its place. They make a new job.
-            return None;
-        }
-        let is_same = pod.pending.is_empty() && pod.pending_services.is_empty() && !pod.is_at_work;
-        let is_repeat = is_same && pod.loaded.is_none() && pod.last.is_some() && pod.last == pod.rules;
-        let mut pending = std::mem::take(&mut pod.pending);
-        let before = pod.loaded.clone().flatten();
-        let mut sets = Vec::new();
-        for (name, family, set) in pod.rules.iter().flat_map(|rules| &rules.kept) {
-            let is_new = !before.iter().any(|before| before.kept.iter().any(|(known, ..)| known == name));
-            let content = if is_new {
-                SetContent::Whole(self.sets.of(set, *family))
-            } else {
-                match pending.get_mut(set) {
-                    Some(changes) => SetContent::Changes(delta(changes, *family)),
-                    None => continue,
-                }
-            };
-            sets.push(SetJob { name: name.clone(), content });
-        }
-        let mut pending = std::mem::take(&mut pod.pending_services);
-        for set in pod.rules.iter().flat_map(|rules| &rules.services) {
-            let is_new = !before.iter().any(|before| before.services.contains(set));
-            let class = pod.classes.egress.as_ref();
-            let content = match (is_new, pending.get_mut(&set.name)) {
-                (true, _) => {
-                    let verdicts = class.and_then(|class| self.services.get(class));
-                    let members = verdicts.into_iter().flat_map(|verdicts| members_of(verdicts, set));
-                    SetContent::Whole(members.map(|one| Element::from(Key::from(one))).collect())
-                }
-                (false, Some(changes)) => SetContent::Changes(delta(changes, set.family)),
-                (false, None) => continue,
-            };
-            sets.push(SetJob { name: set.name.clone(), content });
-        }
-        let is_whole = pod.loaded.is_none();
-        // Until it is said how it went, nobody knows.
-        pod.loaded = None;
-        pod.is_at_work = true;
-        let judges_tunnel = pod.scope.tunnel;
-        Some(PodJob {
-            rules: pod.rules.clone(),
-            before,
-            last: pod.last.clone(),
-            sets,
-            is_whole,
-            is_repeat,
-            judges_tunnel,
-        })
     }
 
     /// A job was done: the pod has its rules. Not where the pod was to be looked at again meanwhile, or has moved.
@@ -311,10 +235,7 @@ impl PodBook {
         rules.iter().for_each(|rules| self.sets.take(rules, index));
         let before = self.pods.get(name).and_then(|pod| pod.rules.as_ref());
         before.iter().for_each(|rules| self.sets.release(rules));
-        let pod = self.pods.entry(name.clone()).or_default();
-        let is_other = pod.rules != rules || pod.scope != scope || pod.loaded.is_none();
-        (pod.classes, pod.scope, pod.rules) = (classes.clone(), scope, rules);
-        is_other
+        self.pods.entry(name.clone()).or_default().set(classes, scope, rules)
     }
 
     fn change_class(&mut self, class: &Arc<PolicyClass>, index: &PolicyIndex) -> Vec<LocalName> {
@@ -354,64 +275,23 @@ impl PodBook {
             return;
         }
         for (name, pod) in &mut self.pods {
-            let has = |rules: &Arc<CompiledPod>| rules.kept.iter().any(|(_, _, its): &KeptSet| its == set);
-            if pod.rules.iter().any(has) {
+            if pod.looks_into(set) {
                 let pending = pod.pending.entry(set.clone()).or_default();
                 pending.extend(members.iter().map(|member| (*member, is_there)));
                 touched.insert(name.clone());
             }
         }
     }
-}
 
-// === impl BookedPod ===
-
-impl BookedPod {
-    /// What it has is to be looked at, also where a job is under way: that may be in another namespace, or before whatever is to be looked at.
-    fn is_unknown(&mut self) {
-        (self.loaded, self.is_at_work) = (None, false);
-    }
-
-    /// It is to have rules that it is not known to have.
-    fn waits(&self) -> bool {
-        match (&self.rules, &self.loaded) {
-            (Some(rules), Some(Some(loaded))) => !Arc::ptr_eq(rules, loaded),
-            (rules, _) => rules.is_some(),
+    /// A set is there anew: what rules that look into it already had of it says nothing.
+    fn renew_set(&mut self, set: &Arc<PeerSet>, index: &PolicyIndex, touched: &mut BTreeSet<LocalName>) {
+        if !self.sets.renew(set, index) {
+            return;
+        }
+        for (name, pod) in &mut self.pods {
+            if pod.writes_anew(set) {
+                touched.insert(name.clone());
+            }
         }
     }
-
-    /// It is to have nothing.
-    fn is_let_go(&mut self) {
-        (self.classes, self.scope, self.rules) = (PodClasses::default(), PodScope::default(), None);
-    }
-}
-
-// === impl PodScope ===
-
-impl PodScope {
-    fn of(all: bool, tunnel: TunnelJudge) -> Self {
-        Self { all, tunnel: tunnel != TunnelJudge::Port }
-    }
-}
-
-/// The members of a set of addresses of Services.
-fn members_of<'a>(verdicts: &'a ServiceVerdicts, set: &ServiceSet) -> impl Iterator<Item = PeerMember> + 'a {
-    let (family, members) = (set.family, if set.allowed { &verdicts.allowed } else { &verdicts.denied });
-    members.iter().copied().filter(move |one| Family::of_address(one.address) == family)
-}
-
-/// The changes of one family.
-fn delta(changes: &BTreeMap<PeerMember, bool>, family: Family) -> SetDelta {
-    let mut delta = SetDelta::default();
-    for (member, is_there) in changes {
-        if Family::of_address(member.address) != family {
-            continue;
-        }
-        if *is_there {
-            delta.add(Key::from(*member));
-        } else {
-            delta.remove(Key::from(*member));
-        }
-    }
-    delta
 }

@@ -336,6 +336,10 @@ impl PodPointKeeper {
         if let Some(told) = self.tunnel_loaded.get().filter(|_| is_known && job.judges_tunnel) {
             told(name);
         }
+        if job.lacks_services && !job.is_repeat {
+            let text = "the lists of Services were waited for and are not complete: a pod's rules judge addresses of Services as any other until they are";
+            self.parts.log.warn(text, &[("pod", &key)]);
+        }
         if job.is_repeat && !is_new && change != Change::None {
             self.tell_repair(name, &key);
         }

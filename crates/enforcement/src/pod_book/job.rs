@@ -1,9 +1,16 @@
 //! What is to be done in a pod's namespace.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use policy::ServiceVerdicts;
 use policy::compile::CompiledPod;
-use ruleset::{Element, SetDelta};
+use policy::index::{LocalName, PeerMember, PolicyClass};
+use ruleset::{Element, Family, Key, SetDelta};
+
+use super::PodBook;
+use super::booked::{BookedPod, ServicesWait};
+use super::sets::{BookedSets, members_of};
 
 /// What is to be done in a pod's namespace.
 #[derive(Debug, Clone)]
@@ -22,6 +29,8 @@ pub struct PodJob {
     pub is_repeat: bool,
     /// Whether the rules are to judge what is inside the pod's tunnel.
     pub judges_tunnel: bool,
+    /// Whether the rules judge addresses of Services as any other, because the lists of Services were waited for long enough.
+    pub lacks_services: bool,
 }
 
 /// What becomes of a set.
@@ -40,4 +49,103 @@ pub enum SetContent {
     Whole(Vec<Element>),
     /// Some come or go.
     Changes(SetDelta),
+}
+
+// === impl PodBook ===
+
+impl PodBook {
+    /// What is to be done for a pod now; nothing if it is not known any more. What changes from here on is the next job's.
+    pub fn job(&mut self, name: &LocalName) -> Option<PodJob> {
+        let pod = self.pods.get_mut(name)?;
+        let is_unlisted = |class: &Arc<PolicyClass>| pod.scope.all && !self.services.contains_key(class);
+        let lacks_services = pod.rules.is_some() && pod.classes.egress.as_ref().is_some_and(is_unlisted);
+        match (lacks_services, pod.services) {
+            (false, _) => pod.services = ServicesWait::Not,
+            (true, ServicesWait::Over) => {}
+            (true, ServicesWait::Not | ServicesWait::Waits) => {
+                // Addresses of Services are not judged yet, and whatever denies some of them is left in its place. They make a new job.
+                pod.services = ServicesWait::Waits;
+                return None;
+            }
+        }
+        let is_same = pod.fresh.is_empty() && pod.pending.is_empty() && pod.pending_services.is_empty();
+        let is_same = is_same && !pod.is_at_work;
+        let is_repeat = is_same && pod.loaded.is_none() && pod.last.is_some() && pod.last == pod.rules;
+        let before = pod.loaded.clone().flatten();
+        let verdicts = pod.classes.egress.as_ref().and_then(|class| self.services.get(class));
+        let sets = pod.set_jobs(before.as_deref(), &self.sets, verdicts.map(|verdicts| &**verdicts));
+        let is_whole = pod.loaded.is_none();
+        // Until it is said how it went, nobody knows.
+        pod.loaded = None;
+        pod.is_at_work = true;
+        Some(PodJob {
+            rules: pod.rules.clone(),
+            before,
+            last: pod.last.clone(),
+            sets,
+            is_whole,
+            is_repeat,
+            judges_tunnel: pod.scope.tunnel,
+            lacks_services,
+        })
+    }
+}
+
+// === impl BookedPod ===
+
+impl BookedPod {
+    /// What becomes of its sets: those are written as a whole that were not loaded, or that its rules have not looked into ever since.
+    fn set_jobs(
+        &mut self,
+        before: Option<&CompiledPod>,
+        booked: &BookedSets,
+        verdicts: Option<&ServiceVerdicts>,
+    ) -> Vec<SetJob> {
+        let fresh = std::mem::take(&mut self.fresh);
+        let pending = std::mem::take(&mut self.pending);
+        let mut sets = Vec::new();
+        for (name, family, set) in self.rules.iter().flat_map(|rules| &rules.kept) {
+            let was_loaded = before.is_some_and(|before| before.kept.iter().any(|(known, ..)| known == name));
+            let content = if !was_loaded || fresh.contains(name) {
+                SetContent::Whole(booked.of(set, *family))
+            } else {
+                match pending.get(set) {
+                    Some(changes) => SetContent::Changes(delta(changes, *family)),
+                    None => continue,
+                }
+            };
+            sets.push(SetJob { name: name.clone(), content });
+        }
+        let pending = std::mem::take(&mut self.pending_services);
+        for set in self.rules.iter().flat_map(|rules| &rules.services) {
+            let was_loaded = before.is_some_and(|before| before.services.contains(set));
+            let content = if !was_loaded || fresh.contains(&set.name) {
+                let members = verdicts.into_iter().flat_map(|verdicts| members_of(verdicts, set));
+                SetContent::Whole(members.map(|one| Element::from(Key::from(one))).collect())
+            } else {
+                match pending.get(&set.name) {
+                    Some(changes) => SetContent::Changes(delta(changes, set.family)),
+                    None => continue,
+                }
+            };
+            sets.push(SetJob { name: set.name.clone(), content });
+        }
+        sets
+    }
+}
+
+/// The changes of one family.
+fn delta(changes: &BTreeMap<PeerMember, bool>, family: Family) -> SetDelta {
+    let mut delta = SetDelta::default();
+    for (member, is_there) in changes {
+        if Family::of_address(member.address) != family {
+            continue;
+        }
+        if *is_there {
+            delta.add(Key::from(*member));
+        } else {
+            delta.remove(Key::from(*member));
+        }
+    }
+    delta
 }

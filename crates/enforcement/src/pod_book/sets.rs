@@ -3,7 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use policy::compile::CompiledPod;
+use policy::ServiceVerdicts;
+use policy::compile::{CompiledPod, ServiceSet};
 use policy::index::{PeerMember, PeerSet, PolicyIndex};
 use ruleset::{Element, Family, Key};
 
@@ -42,6 +43,13 @@ impl BookedSets {
         }
     }
 
+    /// A set has other members than it had, all of which the index knows. Whether rules of a pod look into it.
+    pub(super) fn renew(&mut self, set: &Arc<PeerSet>, index: &PolicyIndex) -> bool {
+        let Some(booked) = self.0.get_mut(set) else { return false };
+        booked.members = index.members(set).collect();
+        true
+    }
+
     /// Members come or go. Whether rules of a pod look into the set.
     pub(super) fn change(&mut self, set: &Arc<PeerSet>, members: &[PeerMember], is_there: bool) -> bool {
         let Some(booked) = self.0.get_mut(set) else { return false };
@@ -67,4 +75,13 @@ impl BookedSets {
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
+}
+
+/// The members of a set of addresses of Services.
+pub(super) fn members_of<'a>(
+    verdicts: &'a ServiceVerdicts,
+    set: &ServiceSet,
+) -> impl Iterator<Item = PeerMember> + 'a {
+    let (family, members) = (set.family, if set.allowed { &verdicts.allowed } else { &verdicts.denied });
+    members.iter().copied().filter(move |one| Family::of_address(one.address) == family)
 }
