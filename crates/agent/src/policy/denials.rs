@@ -182,13 +182,16 @@ impl DenialReader {
     /// Takes all that was logged in a namespace, and what was denied there without a log.
     async fn hear(&self, place: u64, mut source: DenialSource) -> Result<DenialSource, DeafError> {
         loop {
+            let began = Instant::now();
             let mut batch = DenialBatch::new(source.point, place, source.node.clone());
             let read = source.read(&mut batch)?;
+            batch.hear(began, !read.has_more);
             self.parts.book.lose(read.lost);
             if let Some(audit) = &self.parts.audit {
                 audit.lose(read.lost);
             }
-            let silent = self.parts.book.silent(place, Instant::now());
+            // Something of them may be in the log still.
+            let silent = if read.has_more { Vec::new() } else { self.parts.book.silent(place, began) };
             if batch.is_empty() && silent.is_empty() {
                 return Ok(source);
             }
@@ -198,17 +201,22 @@ impl DenialReader {
             };
             let (after, batch, counted) = tokio::task::spawn_blocking(counting).await?;
             source = after;
-            for (mark, packets) in counted? {
-                let (record, more) = self.parts.book.count(place, mark, packets);
-                self.tell(record.as_slice(), more.as_slice());
-            }
-            if !batch.is_empty() {
+            let counted = counted?;
+            let is_empty = batch.is_empty();
+            if !is_empty {
                 // Without the task of policies the agent ends.
                 let Some((batch, records)) = self.parts.policies.denied(batch).await else {
                     return Err(DeafError::Ended);
                 };
-                let (records, counted) = self.parts.book.take(&batch, records, Instant::now());
-                self.tell(&records, &counted);
+                let (records, more) = self.parts.book.take(&batch, records, Instant::now());
+                self.tell(&records, &more);
+            }
+            // After the packets that these have counted.
+            for (mark, packets) in counted {
+                let (record, more) = self.parts.book.count(place, mark, packets, [began, Instant::now()]);
+                self.tell(record.as_slice(), more.as_slice());
+            }
+            if !is_empty {
                 tokio::time::sleep(BETWEEN_BATCHES).await;
             }
             if !read.has_more {

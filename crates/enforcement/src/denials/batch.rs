@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use policy::compile::LogMark;
 
@@ -42,6 +42,9 @@ pub struct DenialBatch {
     pub(super) flows: BTreeMap<DeniedFlow, FlowTally>,
     pub(super) received: BTreeMap<LogMark, u64>,
     pub(super) counted: BTreeMap<LogMark, u64>,
+    /// What was logged before that time has been received, with this batch, if nothing of it is left in the log.
+    pub(super) heard: Instant,
+    pub(super) is_drained: bool,
 }
 
 /// What is told as one.
@@ -73,7 +76,13 @@ impl DenialBatch {
     /// Without packets. `place` is the namespace; `node` the addresses of the own node.
     pub fn new(point: EnforcementPoint, place: u64, node: Arc<[IpAddr]>) -> Self {
         let (flows, received, counted) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { point, place, node, flows, received, counted }
+        let (heard, is_drained) = (Instant::now(), true);
+        Self { point, place, node, flows, received, counted, heard, is_drained }
+    }
+
+    /// When reading the log began from which it is, and whether nothing is left there.
+    pub fn hear(&mut self, began: Instant, is_drained: bool) {
+        (self.heard, self.is_drained) = (began, is_drained);
     }
 
     /// One more packet.

@@ -20,6 +20,8 @@ const UNDERWAY: Duration = Duration::from_millis(300);
 const SILENT: Duration = Duration::from_secs(1);
 /// Classes whose counters are known, of all namespaces. With one more those are forgotten that deny nothing now.
 const MOST_TALLIES: usize = 10_000;
+/// Counters that are remembered without more.
+const MOST_BEFORE: usize = 100_000;
 
 /// See the module. The task that reads logs writes, and whoever is asked reads.
 #[derive(Debug)]
@@ -48,9 +50,10 @@ struct ClassTally {
     /// Its counter when it was read last, and when that was.
     counted: u64,
     read: Option<Instant>,
-    /// Packets by the counter; those of them of which all that was logged has been received; and those that records tell.
-    denied: u64,
+    /// Packets by the counter, also of rules that were made anew; and those of them of which all that was logged has been received.
+    by_counter: u64,
     settled: u64,
+    /// Packets that records tell, suppressed ones among them. They are ahead of the counter where it was not read since they were received.
     told: u64,
     heard: Option<Instant>,
     /// The last record of it, for what is the same in all.
@@ -112,15 +115,15 @@ impl DenialBook {
             // The first of its records in this batch.
             if tally.heard != Some(now) {
                 (tally.heard, tally.like) = (Some(now), record.clone());
-                if tally.read.is_some_and(|read| now - read >= UNDERWAY) {
-                    tally.settled = tally.denied;
+                if batch.is_drained {
+                    tally.settle(batch.heard);
                 }
-                counted.extend(match batch.counted.get(&mark) {
-                    Some(by_now) => tally.count(*by_now, Some(now)),
-                    // Until the counter is read those are known that were received.
-                    None => tally.count(tally.counted + received, None),
-                });
+                let before = tally.denied();
+                if let Some(by_now) = batch.counted.get(&mark) {
+                    tally.count(*by_now, now);
+                }
                 tally.told += received;
+                counted.extend(tally.more_than(before));
                 record.suppressed = tally.suppressed();
                 record.sampled = record.suppressed > 0;
             }
@@ -138,7 +141,7 @@ impl DenialBook {
         places.into_iter().collect()
     }
 
-    /// Those classes of a namespace. Nothing of them is underway.
+    /// Those classes of a namespace.
     pub fn silent(&self, place: u64, now: Instant) -> Vec<LogMark> {
         let state = self.state();
         let [first, last] = [(u64::MIN, LoggedFate::Dropped), (u64::MAX, LoggedFate::Passed)]
@@ -147,17 +150,21 @@ impl DenialBook {
         of_place.filter(|(_, tally)| tally.is_silent(now)).map(|((_, mark), _)| *mark).collect()
     }
 
-    /// What the rule of a class has counted by now. Gives what of it no record tells, as a record without ends.
+    /// What the rule of a class has counted by now, where all that was logged before `heard` has been taken. Gives what no record tells of what it had
+    /// counted the last time, as a record without ends: the rest may be underway.
     pub fn count(
         &self,
         place: u64,
         mark: LogMark,
         counted: u64,
+        [heard, now]: [Instant; 2],
     ) -> (Option<DenialRecord>, Option<CountedDenials>) {
         let mut state = self.state();
         let Some(tally) = state.tallies.get_mut(&(place, mark)) else { return (None, None) };
-        let more = tally.count(counted, Some(Instant::now()));
-        tally.settled = tally.denied;
+        tally.settle(heard);
+        let before = tally.denied();
+        tally.count(counted, now);
+        let more = tally.more_than(before);
         let suppressed = tally.suppressed();
         if suppressed == 0 {
             return (None, more);
@@ -196,7 +203,7 @@ impl DenialBook {
         for ((_, mark), tally) in &self.state().tallies {
             // What is only tried out has passed.
             if !mark.is_tried_out() {
-                *denied.entry(mark.class).or_default() += tally.denied;
+                *denied.entry(mark.class).or_default() += tally.denied();
             }
         }
         denied
@@ -223,8 +230,15 @@ impl DenialBook {
 impl State {
     fn tally(&mut self, key: (u64, LogMark)) -> &mut ClassTally {
         if self.tallies.len() >= MOST_TALLIES && !self.tallies.contains_key(&key) {
-            let now = Instant::now();
-            self.tallies.retain(|_, tally| tally.heard.is_some_and(|heard| now - heard < ACTIVE));
+            let (now, before) = (Instant::now(), &mut self.before);
+            self.tallies.retain(|key, tally| {
+                let is_active = tally.heard.is_some_and(|heard| now.duration_since(heard) < ACTIVE);
+                // Its counter goes on from there if it denies again.
+                if !is_active && before.len() < MOST_BEFORE {
+                    before.insert(*key, tally.counted);
+                }
+                is_active
+            });
         }
         let counted = self.before.remove(&key).unwrap_or_default();
         self.tallies.entry(key).or_insert_with(|| ClassTally { counted, ..ClassTally::default() })
@@ -243,7 +257,7 @@ impl State {
 impl ClassTally {
     /// Whether it has logged lately, and nothing any more.
     fn is_silent(&self, now: Instant) -> bool {
-        self.heard.is_some_and(|heard| (SILENT..ACTIVE).contains(&(now - heard)))
+        self.heard.is_some_and(|heard| (SILENT..ACTIVE).contains(&now.saturating_duration_since(heard)))
     }
 
     /// What no record tells yet, and no packet will that is underway. The next record tells it.
@@ -253,16 +267,32 @@ impl ClassTally {
         suppressed
     }
 
-    /// What of the counter records tell.
+    /// What of the counter records tell: what it was at the beginning, and what was told since.
     fn accounted(&self) -> u64 {
-        (self.counted + self.told).saturating_sub(self.denied)
+        (self.counted + self.told).saturating_sub(self.by_counter)
     }
 
-    /// The counter is this now, if it was read; else that much at least. A lower one is of a rule that was made anew.
-    fn count(&mut self, counted: u64, read: Option<Instant>) -> Option<CountedDenials> {
-        let more = if counted >= self.counted { counted - self.counted } else { counted };
-        (self.counted, self.read) = (counted, read.or(self.read));
-        self.denied += more;
+    /// All packets of which it is known, by the counter or because they were received.
+    fn denied(&self) -> u64 {
+        self.by_counter.max(self.told)
+    }
+
+    /// All that was logged before `heard` has been received.
+    fn settle(&mut self, heard: Instant) {
+        if self.read.is_some_and(|read| heard.saturating_duration_since(read) >= UNDERWAY) {
+            self.settled = self.by_counter;
+        }
+    }
+
+    /// The counter was read and is this. A lower one is of a rule that was made anew.
+    fn count(&mut self, counted: u64, now: Instant) {
+        self.by_counter += if counted >= self.counted { counted - self.counted } else { counted };
+        (self.counted, self.read) = (counted, Some(now));
+    }
+
+    /// What is known since so many were.
+    fn more_than(&self, before: u64) -> Option<CountedDenials> {
+        let more = self.denied() - before;
         let DenialRecord { traffic_direction, policy, .. } = &self.like;
         let is_tried_out = self.like.is_tried_out();
         let namespace = policy.selecting.first().and_then(|name| name.split_once('/'));

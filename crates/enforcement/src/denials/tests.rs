@@ -79,7 +79,8 @@ fn records_and_suppressed_packets_are_all_that_a_rule_counted() {
     book.begin(0, DENIES, 1000);
     let (mut told, mut counted) = (Vec::new(), 0);
     let mut take = |ports: &[u16], by_now, now| {
-        let batch = batch(ports, by_now);
+        let mut batch = batch(ports, by_now);
+        batch.hear(now, true);
         let (records, more) = book.take(&batch, records(&batch), now);
         counted += more.iter().map(|more| more.packets).sum::<u64>();
         told.extend(records);
@@ -95,20 +96,26 @@ fn records_and_suppressed_packets_are_all_that_a_rule_counted() {
     );
     assert!(book.active(at(600)).is_empty(), "what was logged is underway");
     assert_eq!((book.active(at(2000)), book.silent(0, at(2000))), (vec![0], vec![DENIES]));
-    let (rest, more) = book.count(0, DENIES, 21_015);
+    let count = |counted, milliseconds| book.count(0, DENIES, counted, [at(milliseconds); 2]);
+    let (rest, more) = count(21_015, 2000);
     let rest = rest.unwrap();
-    assert_eq!((rest.packets, rest.suppressed, &rest.source), (0, 20_003, &None));
-    assert_eq!(book.count(0, DENIES, 21_015), (None, None));
+    assert_eq!((rest.packets, rest.suppressed, &rest.source), (0, 20_000, &None));
+    // What was counted just now may be underway.
+    assert_eq!(count(21_015, 2200), (None, None));
+    let (last, none) = count(21_015, 4000);
+    assert_eq!((last.unwrap().suppressed, none), (3, None));
+    assert_eq!(count(21_015, 6000), (None, None));
     let more = more.unwrap();
     assert_eq!((&*more.direction, &*more.namespace, &*more.policies), ("ingress", "shop", "shop/closed"));
     assert_eq!(counted + more.packets, 20_015);
     let report = book.report(0);
     let sum: u64 = report.records.iter().map(|record| record.packets + record.suppressed).sum();
     assert_eq!(sum, 20_015);
-    assert_eq!(report.records.iter().map(|record| record.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
-    assert_eq!(book.report(4).records, [rest]);
+    assert_eq!(report.records.iter().map(|record| record.seq).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(book.report(4).records[0], rest);
     // Its rule is made anew, and counts from 0.
-    assert_eq!(book.count(0, DENIES, 2).0.unwrap().suppressed, 2);
+    assert_eq!(count(2, 8000).1.unwrap().packets, 2);
+    assert_eq!(count(2, 10_000).0.unwrap().suppressed, 2);
 }
 
 #[test]
@@ -117,8 +124,9 @@ fn what_is_tried_out_is_counted_apart_also_by_counters_that_are_read_seldom() {
     let at = |milliseconds| start + Duration::from_millis(milliseconds);
     book.begin(0, WOULD_DENY, 500);
     let (mut told, mut counted) = ((0, 0), 0);
-    let mut take = |batch: &DenialBatch, now| {
-        let (records, more) = book.take(batch, records(batch), now);
+    let mut take = |mut batch: DenialBatch, now| {
+        batch.hear(now, true);
+        let (records, more) = book.take(&batch, records(&batch), now);
         told = records
             .iter()
             .fold(told, |(packets, more), record| (packets + record.packets, more + record.suppressed));
@@ -126,16 +134,18 @@ fn what_is_tried_out_is_counted_apart_also_by_counters_that_are_read_seldom() {
         counted += more.iter().filter(|more| more.is_tried_out).map(|more| more.packets).sum::<u64>();
         (told, counted)
     };
-    assert_eq!(take(&tried_out(3, Some(503)), at(0)), ((3, 0), 3));
+    assert_eq!(take(tried_out(3, Some(503)), at(0)), ((3, 0), 3));
     // More of the same class that is denied has a counter of its own.
-    take(&batch(&[80], 1), at(10));
+    take(batch(&[80], 1), at(10));
     // Not read: what was received is known.
-    assert_eq!(take(&tried_out(4, None), at(500)), ((8, 0), 7));
-    assert_eq!(take(&tried_out(2, Some(600)), at(2000)), ((10, 0), 100));
+    assert_eq!(take(tried_out(4, None), at(500)), ((8, 0), 7));
+    assert_eq!(take(tried_out(2, Some(600)), at(2000)), ((10, 0), 100));
     // Nothing is underway any more of what the counter had then.
-    assert_eq!(take(&tried_out(1, None), at(2400)), ((11, 90), 101));
-    let (rest, more) = book.count(0, WOULD_DENY, 603);
-    assert_eq!((rest.unwrap().suppressed, more.unwrap().packets), (3, 2));
+    assert_eq!(take(tried_out(1, None), at(2400)), ((11, 90), 100), "the counter may have had it");
+    let (rest, more) = book.count(0, WOULD_DENY, 603, [at(4000); 2]);
+    assert_eq!((rest, more.unwrap().packets), (None, 3));
+    let (rest, more) = book.count(0, WOULD_DENY, 603, [at(6000); 2]);
+    assert_eq!((rest.unwrap().suppressed, more), (3, None));
     let record = records(&tried_out(1, None)).remove(0);
     assert_eq!(DenialEvents::default().take(&record, start), None, "nothing is wrong with the pod");
 }
@@ -171,4 +181,71 @@ fn an_event_is_of_a_pod_peer_and_port_and_few_are_written_in_a_minute() {
     let mut outside = records(&batch(&[80], 0)).remove(0);
     outside.source = Some(DenialEnd { kind: "external".to_owned(), ..DenialEnd::default() });
     assert_eq!(DenialEvents::default().take(&outside, start), None);
+}
+
+/// What happens to a class: a packet is denied and logged, or denied where there is no room in the log.
+#[derive(Debug, Clone, Copy)]
+enum Denied {
+    Logged,
+    Unlogged,
+}
+
+/// What the reader does next, each half a second later.
+#[derive(Debug, Clone, Copy)]
+enum Reads {
+    /// Packets of the log, so many, and the counter after them.
+    Log(usize),
+    /// The same without the counter.
+    LogOnly(usize),
+    /// The counter of a class that is silent.
+    Counter,
+}
+
+#[test]
+fn whatever_is_received_before_or_after_the_counter_has_it_the_sum_is_the_counter() {
+    use Denied::{Logged, Unlogged};
+    use Reads::{Counter, Log, LogOnly};
+    let cases: [&[(&[Denied], Reads)]; 6] = [
+        &[(&[Logged, Logged, Unlogged], Log(2))],
+        // The counter had one that is received later, and is not read then.
+        &[(&[Logged, Logged], Log(1)), (&[], LogOnly(1)), (&[], Counter)],
+        &[(&[Logged, Logged, Unlogged], Log(1)), (&[Logged], LogOnly(2)), (&[Unlogged], Log(0))],
+        // Received, and counted later.
+        &[(&[Logged, Logged], LogOnly(2)), (&[Logged], LogOnly(1)), (&[Unlogged, Logged], Log(1))],
+        &[(&[Logged], LogOnly(1)), (&[Unlogged], Counter), (&[Logged], LogOnly(1)), (&[Unlogged], Counter)],
+        &[(&[Logged; 5], Log(2)), (&[Unlogged; 4], LogOnly(3)), (&[Logged], Counter), (&[], Log(1))],
+    ];
+    for case in cases {
+        let (book, start) = (DenialBook::new("n1", "run".to_owned()), Instant::now());
+        let (mut counter, mut logged, mut metric) = (0, 0, 0);
+        let ends = [(&[] as &[Denied], Counter); 2];
+        for (step, (denied, reads)) in case.iter().chain(&ends).enumerate() {
+            counter += denied.len() as u64;
+            logged += denied.iter().filter(|one| matches!(one, Logged)).count();
+            let now = start + Duration::from_millis(500 * step as u64);
+            let (packets, is_counted) = match reads {
+                Log(packets) => (*packets, true),
+                LogOnly(packets) => (*packets, false),
+                Counter => {
+                    let (_, more) = book.count(0, DENIES, counter, [now; 2]);
+                    metric += more.map_or(0, |more| more.packets);
+                    continue;
+                }
+            };
+            let packets = packets.min(logged);
+            logged -= packets;
+            let mut batch = DenialBatch::new(EnforcementPoint::Node, 0, [].into());
+            (0..packets).for_each(|_| batch.add(packet(80), SystemTime::now()));
+            if is_counted {
+                batch.count(DENIES, counter);
+            }
+            // What is left in the log is received before anything is settled.
+            batch.hear(now, logged == 0);
+            let (_, more) = book.take(&batch, records(&batch), now);
+            metric += more.iter().map(|more| more.packets).sum::<u64>();
+        }
+        let told: u64 = book.report(0).records.iter().map(|record| record.packets + record.suppressed).sum();
+        assert_eq!((told, metric, logged), (counter, counter, 0), "{case:?}");
+        assert_eq!(book.denied()[&DENIES.class], counter, "{case:?}");
+    }
 }
