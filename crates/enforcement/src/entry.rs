@@ -1,5 +1,8 @@
 //! Where packets of this node's pods enter it: which source addresses their interfaces bring, and whether the node's rules see them.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
@@ -172,7 +175,8 @@ impl EntryPoint {
     pub(super) fn clear(&mut self) -> Result<(), PointError> {
         self.entry = NodeEntry::default();
         self.found.clear();
-        self.loaded = false;
+        // What an earlier agent left goes, too; it is not waited for any more.
+        (self.loaded, self.taken_over) = (false, None);
         // A kernel without nf_tables has nothing of ours.
         let Ok(kernel) = self.kernel() else { return Ok(()) };
         kernel.table.remove().map(drop).map_err(PointError::new)
