@@ -64,6 +64,8 @@ pub(crate) enum Notice {
     ApiServer,
     /// Tenants of which something is not understood, or of whose namespaces others have some.
     Tenants,
+    /// Policies are in force as an earlier agent knew them.
+    PolicySnapshot,
 }
 
 /// The state of all parts, and the notices. A part that was never heard of is pending.
@@ -109,6 +111,7 @@ impl Notice {
             Self::Permission => "verification",
             Self::ApiServer => "api server",
             Self::Tenants => "tenants",
+            Self::PolicySnapshot => "policy snapshot",
         }
     }
 }

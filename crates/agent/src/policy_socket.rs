@@ -7,7 +7,7 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use enforcement::DenialBook;
 use hyper::StatusCode;
@@ -41,7 +41,10 @@ pub(crate) trait PolicyHandle: Send + Sync + 'static {
     /// What is known, for people.
     fn state(&self) -> PolicyFuture<PolicyStateReport>;
 
-    /// What is known now; nothing before the lists are complete.
+    /// When what [`Self::snapshot`] gives was known, where that is not now.
+    fn known_at(&self) -> Option<SystemTime>;
+
+    /// What is known now; nothing before the lists are complete, and before what an earlier agent knew is read.
     fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>>;
 }
 

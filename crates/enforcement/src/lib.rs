@@ -51,8 +51,10 @@ use requests::{PolicyRequest, PolicyTurn, TunnelRequest};
 pub use services::ClassServices;
 use services::ServiceStores;
 pub use sight::{AttachedPod, NodeSight, UnseenReason};
-use state::{FollowStage, PolicySources, PolicyState};
-pub use state::{KnownPoint, KnownPolicies, NotPrepared, PodNetwork, PodToPrepare, PreparedPod};
+pub use state::{
+    KeptPolicies, KnownPoint, KnownPolicies, NotPrepared, PodNetwork, PodToPrepare, PolicyMemory, PreparedPod,
+};
+use state::{PolicySources, PolicyState};
 use tenants::TenantStores;
 pub use tenants::{ReachedService, ServiceReach, TenantOverview, TenantReport, TenantStanding};
 pub use tunnels::TunnelEntry;
@@ -62,6 +64,8 @@ pub use world::StartedPod;
 
 /// Pause before the next try after a failure; each one is twice as long.
 const RETRY: fault::Backoff = fault::Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+/// How long lists may take before it is begun with what an earlier agent knew. A plugin that asks does not wait for that.
+const LISTING_TIME: Duration = Duration::from_secs(3);
 /// How often it is looked for pods that a plugin announced and that never came to be.
 const SWEEP: Duration = Duration::from_secs(60);
 /// How often what kernels have is compared with what they were given.
@@ -97,6 +101,8 @@ pub struct PolicyParts {
     pub cluster: Cluster,
     /// The pods whose addresses plugins left for an agent that starts, those that started last first.
     pub started: StartedPods,
+    /// What an earlier agent kept, with which this one begins while nothing is listed.
+    pub memory: PolicyMemory,
     /// The pods that have been in ambient mode; nothing while that is not known. Until then nothing is opened or closed.
     pub tunnels: TunnelledPods,
     /// Makes what enforces policies in the node's network namespace. It is asked again after a panic.
@@ -298,11 +304,23 @@ impl Policies {
     }
 
     fn state(&self) -> PolicyState {
-        let PolicyParts { config, node, manifests, started, node_point, pod_point, entry, told, log, .. } =
-            &*self.parts;
+        let PolicyParts {
+            config,
+            node,
+            manifests,
+            started,
+            memory,
+            node_point,
+            pod_point,
+            entry,
+            told,
+            log,
+            ..
+        } = &*self.parts;
         let points =
             Points::new(config.point, [node_point(), pod_point()], entry(), told.clone(), log.clone());
-        PolicyState::new(self.sources.clone(), started.clone(), LocalPods::new(node, *manifests), points)
+        let memories = (started.clone(), memory.clone());
+        PolicyState::new(self.sources.clone(), memories, LocalPods::new(node, *manifests), points)
     }
 
     /// Enforces them until it is aborted. To be called once.
@@ -312,6 +330,7 @@ impl Policies {
         };
         let mut state = self.state();
         let (mut failures, mut retry) = (0, None::<Instant>);
+        let (listed_by, mut has_waited) = (Instant::now() + LISTING_TIME, false);
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut verification = tokio::time::interval(VERIFICATION);
@@ -330,23 +349,17 @@ impl Policies {
                 Some(one) = asked.recv() => turn.request = Some(one),
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                () = sleep_until(listed_by), if !has_waited => turn.remembers = true,
                 _ = sweep.tick() => turn.sweeps = true,
                 _ = verification.tick() => turn.look = Some(PointLook::Everything),
                 () = calm() => turn.look = Some(PointLook::Disturbed),
             }
+            has_waited |= turn.remembers;
             if turn.look.is_some() {
                 looked = Instant::now();
             }
             // Who writes snapshots would ask without end, and denials change nothing.
-            let is_question = matches!(
-                turn.request,
-                Some(
-                    PolicyRequest::Snapshot(_)
-                        | PolicyRequest::Denied(..)
-                        | PolicyRequest::Known(..)
-                        | PolicyRequest::Tenants(_)
-                )
-            );
+            let is_question = turn.is_question();
             let work = tokio::task::spawn_blocking(move || {
                 let done = state.act(turn);
                 (state, done)
@@ -355,7 +368,10 @@ impl Policies {
             (state, done) = match work.await {
                 Ok(done) => done,
                 // All that it knew is read anew; the kernel has what it had.
-                Err(error) => (self.state(), Err(PointError::new(error))),
+                Err(error) => {
+                    has_waited = false;
+                    (self.state(), Err(PointError::new(error)))
+                }
             };
             failures = if done.is_ok() { 0 } else { failures + 1 };
             retry = done.is_err().then(|| Instant::now() + RETRY.pause(failures));
@@ -370,10 +386,12 @@ impl Policies {
     fn tell(&self, state: &PolicyState, done: Result<(), PointError>) {
         let PolicyParts { told, log, .. } = &*self.parts;
         let standing = match done {
-            Ok(()) if state.stage() == FollowStage::Lists => PolicyStanding::NotListed,
             Ok(()) => {
-                log.settled(&[]);
-                PolicyStanding::InForce
+                let standing = state.standing();
+                if standing != PolicyStanding::NotListed {
+                    log.settled(&[]);
+                }
+                standing
             }
             Err(error) => {
                 let (text, error) = (

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use facts::NetworkPolicy;
 use policy::MixedService;
@@ -46,6 +46,8 @@ pub enum PolicyNews<'a> {
 pub enum PolicyStanding {
     /// Not all lists are complete; nothing is opened or closed.
     NotListed,
+    /// Not all lists are complete, and what is in force is what an earlier agent knew at that time.
+    Remembered(SystemTime),
     /// Policies are in force as they are now.
     InForce,
     /// A kernel did not take all of it, and it is tried again.

@@ -1,7 +1,9 @@
 //! Where policies are enforced: what takes the effects of events to a kernel.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fmt;
+use std::net::IpAddr;
 
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 
@@ -33,6 +35,20 @@ pub trait PolicyPoint: Send {
         index: &PolicyIndex,
         pods: &dyn Fn(&LocalName) -> PointCharge,
     ) -> Result<(), PointError>;
+
+    /// Goes on with what an earlier agent left in the kernel, while nobody knows more than that agent did: what is not there is made as the index says, and
+    /// so is all that is about these addresses. The index may be older than the rest of it, which stays. Whether something was made.
+    ///
+    /// # Errors
+    /// Not all of it was done. It is tried again.
+    fn resume(
+        &mut self,
+        index: &PolicyIndex,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
+        _: &BTreeSet<IpAddr>,
+    ) -> Result<bool, PointError> {
+        self.adopt(index, pods).map(|()| false)
+    }
 
     /// Takes what policies come to for addresses of Services, for classes of pods that are judged where packets go to these still.
     ///

@@ -1,6 +1,7 @@
 //! Which point enforces the policies of which pod.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use policy::index::{LocalName, PolicyEffect, PolicyIndex, TunnelJudge};
 use telemetry::Scope;
@@ -88,15 +89,38 @@ impl Points {
         self.pod.services(services, index)
     }
 
-    /// See [`PolicyPoint::adopt`].
-    pub(super) fn adopt(&mut self, index: &PolicyIndex) -> Result<(), PointError> {
+    /// Pods that were not looked at yet are to be tested.
+    fn find_untested(&mut self, index: &PolicyIndex) {
         if self.choice != PointChoice::Pod {
             let known: BTreeSet<&LocalName> = index.pods().map(|(pod, ..)| pod).collect();
             self.sights.retain(|pod, _| known.contains(pod));
             let is_new = |pod: &&LocalName| !self.sights.contains_key(*pod);
             self.untested = known.into_iter().filter(is_new).cloned().collect();
         }
-        let at_node = if self.choice == PointChoice::Pod { PointCharge::Others } else { PointCharge::Its };
+    }
+
+    /// Whether rules of the node are about its pods.
+    fn at_node(&self) -> PointCharge {
+        if self.choice == PointChoice::Pod { PointCharge::Others } else { PointCharge::Its }
+    }
+
+    /// See [`PolicyPoint::resume`].
+    pub(super) fn resume(
+        &mut self,
+        index: &PolicyIndex,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<(), PointError> {
+        self.find_untested(index);
+        let at_node = self.at_node();
+        self.node.resume(index, &|_| at_node, addresses)?;
+        let (choice, sights) = (self.choice, &self.sights);
+        self.pod.resume(index, &|pod| charge(choice, sights.get(pod), pod, index), addresses).map(drop)
+    }
+
+    /// See [`PolicyPoint::adopt`].
+    pub(super) fn adopt(&mut self, index: &PolicyIndex) -> Result<(), PointError> {
+        self.find_untested(index);
+        let at_node = self.at_node();
         self.node.adopt(index, &|_| at_node)?;
         // The node's point may have removed all of the owner's tables.
         self.entry.distrust();
@@ -141,9 +165,20 @@ impl Points {
         self.pod.settle(at, sight != NodeSight::Seen, index)
     }
 
-    /// See [`PolicyPoint::verify`].
-    pub(super) fn verify(&mut self, index: &PolicyIndex, look: PointLook) -> Result<(), PointError> {
-        let has_repaired = self.node.verify(index, look)?;
+    /// See [`PolicyPoint::verify`]; `kept` are the addresses for [`PolicyPoint::resume`] where that is how it began.
+    pub(super) fn verify(
+        &mut self,
+        index: &PolicyIndex,
+        look: PointLook,
+        kept: Option<&BTreeSet<IpAddr>>,
+    ) -> Result<(), PointError> {
+        let at_node = self.at_node();
+        let has_repaired = match (kept, look) {
+            (None, _) => self.node.verify(index, look)?,
+            // What was flushed or deleted whole is found without a look at members of sets.
+            (Some(_), PointLook::Disturbed) => self.node.resume(index, &|_| at_node, &BTreeSet::new())?,
+            (Some(addresses), PointLook::Everything) => self.node.resume(index, &|_| at_node, addresses)?,
+        };
         let of_node = self.entry.verify(look, self.untested.is_empty())? || has_repaired;
         let done =
             [(EnforcementPoint::Node, of_node), (EnforcementPoint::Pod, self.pod.verify(index, look)?)];
@@ -161,8 +196,13 @@ impl Points {
         Ok(())
     }
 
-    /// See [`PolicyPoint::apply`]. Whether all of it was done; what was not is in the log.
-    pub(super) fn apply(&mut self, effects: &[PolicyEffect], index: &PolicyIndex) -> bool {
+    /// See [`PolicyPoint::apply`]. Whether all of it was done; what was not is in the log. `kept` as in [`Self::verify`].
+    pub(super) fn apply(
+        &mut self,
+        effects: &[PolicyEffect],
+        index: &PolicyIndex,
+        kept: Option<&BTreeSet<IpAddr>>,
+    ) -> bool {
         let mut is_done = true;
         for effect in effects {
             match effect {
@@ -179,10 +219,11 @@ impl Points {
         let of_node = effects.iter().filter(|effect| at_node || !is_of_pod(effect));
         let of_node: Vec<PolicyEffect> = of_node.cloned().collect();
         let (choice, sights) = (self.choice, &self.sights);
-        let of_nodes_pods = if at_node { PointCharge::Its } else { PointCharge::Others };
-        let of_node = match of_node.is_empty() {
-            true => Ok(()),
-            false => self.node.apply(&of_node, index, &|_| of_nodes_pods),
+        let of_nodes_pods = self.at_node();
+        let of_node = match (of_node.is_empty(), kept) {
+            (true, None) => Ok(()),
+            (false, None) => self.node.apply(&of_node, index, &|_| of_nodes_pods),
+            (_, Some(addresses)) => self.node.resume(index, &|_| of_nodes_pods, addresses).map(drop),
         };
         // What is inside tunnels is judged in pods that are the node's else.
         let of_pod = self.pod.apply(effects, index, &|pod| charge(choice, sights.get(pod), pod, index));

@@ -22,6 +22,7 @@ pub(super) struct PolicyTurn {
     pub(super) request: Option<PolicyRequest>,
     pub(super) sweeps: bool,
     pub(super) look: Option<PointLook>,
+    pub(super) remembers: bool,
 }
 
 /// What plugins ask.
@@ -47,14 +48,33 @@ pub(super) enum TunnelRequest {
     Await(PodRef, oneshot::Sender<()>),
 }
 
+impl PolicyTurn {
+    /// Whether it changes nothing.
+    pub(super) fn is_question(&self) -> bool {
+        matches!(
+            self.request,
+            Some(
+                PolicyRequest::Snapshot(_)
+                    | PolicyRequest::Denied(..)
+                    | PolicyRequest::Known(..)
+                    | PolicyRequest::Tenants(_)
+            )
+        )
+    }
+}
+
 impl PolicyState {
     /// Follows what changed, and answers.
     ///
     /// # Errors
     /// A kernel did not take all of it.
-    pub(super) fn act(&mut self, PolicyTurn { request, sweeps, look }: PolicyTurn) -> Result<(), PointError> {
+    pub(super) fn act(&mut self, turn: PolicyTurn) -> Result<(), PointError> {
+        let PolicyTurn { request, sweeps, look, remembers } = turn;
         if sweeps {
             self.sweep();
+        }
+        if remembers {
+            self.remember_late();
         }
         let mut done = self.turn().and_then(|()| look.map_or(Ok(()), |look| self.verify(look)));
         match request {

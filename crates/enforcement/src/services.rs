@@ -135,7 +135,7 @@ impl PolicyState {
             return Ok(());
         }
         let mut pods: BTreeMap<Arc<PolicyClass>, LocalName> = BTreeMap::new();
-        if self.stage == FollowStage::Follows {
+        if matches!(self.stage, FollowStage::Follows | FollowStage::Remembers) {
             for (name, facts, classes) in self.index.pods() {
                 if let Some(class) =
                     classes.egress.as_ref().filter(|_| self.points.is_inside(name, facts.tunnel))
@@ -143,6 +143,9 @@ impl PolicyState {
                     pods.entry(class.clone()).or_insert_with(|| name.clone());
                 }
             }
+        }
+        if self.stage == FollowStage::Remembers {
+            return self.judge_remembered_services(&pods);
         }
         let sources = self.sources.clone();
         let stores = &sources.services;
@@ -165,6 +168,23 @@ impl PolicyState {
         }
         self.points.services(&verdicts, &self.index)?;
         self.services.verdicts = verdicts;
+        Ok(())
+    }
+
+    /// The same by what an earlier agent knew of Services. Where it knew none, pods that need them stay isolated.
+    fn judge_remembered_services(
+        &mut self,
+        pods: &BTreeMap<Arc<PolicyClass>, LocalName>,
+    ) -> Result<(), PointError> {
+        self.services.has_changed = false;
+        let world = self.remembered.as_ref().and_then(|remembered| remembered.service_world());
+        let Some(world) = world else { return Ok(()) };
+        let judged = |class: &Arc<PolicyClass>| Arc::new(service_verdicts(world, &self.index, class));
+        let verdicts: ClassServices = pods.keys().map(|class| (class.clone(), judged(class))).collect();
+        if verdicts != self.services.verdicts {
+            self.points.services(&verdicts, &self.index)?;
+            self.services.verdicts = verdicts;
+        }
         Ok(())
     }
 

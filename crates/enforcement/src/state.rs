@@ -3,6 +3,7 @@
 mod known;
 mod looks;
 mod prepared;
+mod remembered;
 mod told;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +33,8 @@ pub use looks::PodNetwork;
 
 pub use known::{KnownPoint, KnownPolicies};
 pub use prepared::{NotPrepared, PodToPrepare, PreparedPod};
+pub(super) use remembered::Remembered;
+pub use remembered::{KeptPolicies, PolicyMemory};
 
 /// What the watches fill.
 pub(super) struct PolicySources {
@@ -61,6 +64,12 @@ pub(super) struct PolicyState {
     pub(super) points: Points,
     /// What plugins told earlier agents.
     started: StartedPods,
+    /// What an earlier agent kept.
+    memory: PolicyMemory,
+    /// Whether it was asked for that.
+    has_remembered: bool,
+    /// What is known by that, while nothing is listed.
+    pub(super) remembered: Option<Box<Remembered>>,
     pub(super) stage: FollowStage,
     /// Whether a point has to adopt the index.
     behind: bool,
@@ -77,6 +86,8 @@ pub(super) struct PolicyState {
 pub(super) enum FollowStage {
     /// Not all lists are complete: nothing is opened or closed.
     Lists,
+    /// The same, and it is gone on with what an earlier agent knew.
+    Remembers,
     /// There are no policies, and pods of the cluster are not watched.
     Idle,
     /// Each change is followed.
@@ -88,7 +99,7 @@ pub(super) enum FollowStage {
 impl PolicyState {
     pub(super) fn new(
         sources: Arc<PolicySources>,
-        started: StartedPods,
+        (started, memory): (StartedPods, PolicyMemory),
         local: LocalPods,
         points: Points,
     ) -> Self {
@@ -103,6 +114,9 @@ impl PolicyState {
             index: PolicyIndex::default(),
             points,
             started,
+            memory,
+            has_remembered: false,
+            remembered: None,
             stage: FollowStage::Lists,
             behind: true,
             logged: LoggedClasses::default(),
@@ -117,7 +131,7 @@ impl PolicyState {
     /// A kernel did not take all of it; the next call tries again.
     pub(super) fn turn(&mut self) -> Result<(), PointError> {
         if !self.are_lists_complete() {
-            return Ok(());
+            return self.keep_remembered();
         }
         let has_none = self.has_none();
         match (self.stage, has_none) {
@@ -143,11 +157,6 @@ impl PolicyState {
         [self.services.due(), self.tenants.due()].into_iter().flatten().min()
     }
 
-    /// How far it is.
-    pub(super) fn stage(&self) -> FollowStage {
-        self.stage
-    }
-
     /// A pod is about to start: when this is done its rules are in force, and its neighbours on this node know its addresses.
     ///
     /// # Errors
@@ -156,12 +165,14 @@ impl PolicyState {
         let PodToPrepare { pod, labels, addresses, network } = starting;
         let touched = self.local.prepare(pod, labels.clone(), addresses, &self.sources.peers.read());
         let key = key_of(pod);
+        self.remember();
         let is_known = self.namespaces.has(&key.namespace);
         if self.stage == FollowStage::Follows && self.has_tenants() && !is_known {
             return Err(NotPrepared::Namespace(key.namespace));
         }
         match self.stage {
             FollowStage::Lists => return Err(NotPrepared::NotListed),
+            FollowStage::Remembers => self.start_remembered(pod, labels.clone(), addresses),
             FollowStage::Idle => {}
             FollowStage::Follows => {
                 self.tunnels.start(&key);
@@ -185,8 +196,10 @@ impl PolicyState {
     /// The addresses of a pod are released: the next one may have them.
     pub(super) fn release(&mut self, pod: &PodRef) {
         let touched = self.local.release(pod, &self.sources.peers.read());
-        if self.stage == FollowStage::Follows {
-            self.pod(&key_of(pod), &touched);
+        match self.stage {
+            FollowStage::Follows => self.pod(&key_of(pod), &touched),
+            FollowStage::Remembers => self.end_remembered(pod),
+            FollowStage::Lists | FollowStage::Idle => {}
         }
     }
 
@@ -233,6 +246,7 @@ impl PolicyState {
     fn idle(&mut self) {
         self.behind |= self.stage != FollowStage::Idle;
         self.stage = FollowStage::Idle;
+        self.remembered = None;
         self.index = PolicyIndex::default();
         self.tenants = TenantState::default();
         self.services.changed();
@@ -265,6 +279,7 @@ impl PolicyState {
             index.local_pod(&world, &name_of(&pod.key()), Some(local_facts(&pod, &self.tunnels)));
         }
         self.index = index;
+        self.remembered = None;
         self.logged.note_all(&self.index);
         self.services.changed();
         self.stage = FollowStage::Follows;
@@ -346,7 +361,7 @@ impl PolicyState {
         }
         // Who is behind adopts everything, and that with it.
         if !effects.is_empty() && !self.behind {
-            self.behind = !self.points.apply(effects, &self.index);
+            self.behind = !self.points.apply(effects, &self.index, None);
             self.tell_narrowed(effects);
         }
     }
@@ -359,14 +374,18 @@ impl PolicyState {
         if self.behind || self.stage == FollowStage::Lists {
             return Ok(());
         }
-        let verified = self.points.verify(&self.index, look);
+        let kept = self.remembered.as_ref().map(|remembered| remembered.addresses());
+        let verified = self.points.verify(&self.index, look, kept);
         self.behind = verified.is_err();
         verified
     }
 
     fn catch_up(&mut self) -> Result<(), PointError> {
         if self.behind {
-            self.points.adopt(&self.index)?;
+            match &self.remembered {
+                Some(remembered) => self.points.resume(&self.index, remembered.addresses())?,
+                None => self.points.adopt(&self.index)?,
+            }
             self.behind = false;
             self.count();
             self.tell_all_narrowed();

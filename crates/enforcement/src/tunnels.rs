@@ -146,17 +146,24 @@ impl PolicyState {
 
     /// Answers when no rules are on their way into the pod.
     pub(super) fn await_tunnel(&mut self, pod: &PodRef, answer: oneshot::Sender<()>) {
-        self.tunnels.wait(&key_of(pod), answer);
+        if self.stage == FollowStage::Remembers {
+            // To the node the tunnel is a port as any other until everything is listed, so that nothing needs to be judged inside.
+            let _ = answer.send(());
+        } else {
+            self.tunnels.wait(&key_of(pod), answer);
+        }
     }
 
     /// Who judges a pod's tunnel may have changed.
     fn tunnel(&mut self, key: &ObjectKey) {
-        if self.stage == FollowStage::Follows {
-            self.pod(key, &[]);
-        } else {
-            // Nothing is judged yet, and nothing is loaded.
-            self.tunnels.loaded(key);
-            self.tunnels.answer(key);
+        match self.stage {
+            FollowStage::Follows => self.pod(key, &[]),
+            FollowStage::Remembers => {}
+            FollowStage::Lists | FollowStage::Idle => {
+                // Nothing is judged yet, and nothing is loaded.
+                self.tunnels.loaded(key);
+                self.tunnels.answer(key);
+            }
         }
     }
 }

@@ -208,6 +208,14 @@ impl LocalPods {
         &self.node
     }
 
+    /// The pods whose addresses plugins told and no watch has told yet.
+    pub(super) fn prepared(&self) -> impl Iterator<Item = (PodRef, LabelSet, Vec<IpAddr>)> {
+        self.prepared.iter().map(|view| {
+            let pod = PodRef::named(view.namespace(), view.name());
+            (pod, view.labels().collect(), view.addresses().to_vec())
+        })
+    }
+
     /// Whether a pod runs on this node.
     fn is_local(&self, view: &PeerView<'_>) -> bool {
         *view.node() == *self.node || (self.takes_unplaced && view.node().is_empty())

@@ -1,5 +1,7 @@
 //! One owner's table in the node's namespace, in either backend, changed by parts.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use netns::Host;
@@ -113,6 +115,31 @@ impl PartedRules {
         Ok(match self {
             Self::Nft(table) => table.ensure(wanted, contents, thoroughness)?,
             Self::Iptables(table) => table.ensure(wanted, contents, thoroughness)?,
+        })
+    }
+
+    /// Makes of the only table of `wanted` what the kernel lacks: chains and sets that are not there, and whatever is said of these addresses. All else
+    /// stays as it is, since what is wanted may be older than that. What is not there at all is made. With iptables everything becomes as it is wanted
+    /// where there is an address.
+    ///
+    /// # Errors
+    /// As of [`Self::ensure`].
+    pub fn supplement(
+        &mut self,
+        wanted: &Ruleset,
+        contents: &dyn KeptMembers,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<Change, PartedError> {
+        Ok(match self {
+            Self::Nft(table) => table.supplement(wanted, contents, addresses)?,
+            Self::Iptables(table) => {
+                let is_kept = addresses.is_empty() && table.has_sets()?;
+                if is_kept {
+                    Change::None
+                } else {
+                    table.ensure(wanted, contents, Thoroughness::Everything)?
+                }
+            }
         })
     }
 

@@ -136,6 +136,7 @@ impl Metrics {
         let census = self.census.lock().unwrap_or_else(PoisonError::into_inner);
         census.iter().for_each(|census| census());
         self.guards.before_reading();
+        self.policy.before_reading();
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
 
@@ -27,6 +27,9 @@ pub(super) struct PolicyMetrics {
     repairs: IntCounterVec,
     programming: HistogramVec,
     peer_lag: HistogramVec,
+    snapshot_age: IntGaugeVec,
+    /// When what is in force was known, where it is not known now.
+    known: Mutex<Option<SystemTime>>,
     /// Direction, namespace and policies of those that have a series.
     sets: Mutex<BTreeSet<[String; 3]>>,
 }
@@ -84,8 +87,22 @@ impl PolicyMetrics {
                 "Seconds from the creation of a pod of the cluster until rules here know its address",
                 &[],
             )?,
+            snapshot_age: make.gauges(
+                "istio_cni_policy_snapshot_age_seconds",
+                "Age of what an earlier agent kept of network policies and this one goes by until the API server has listed everything; 0 after that",
+                &[],
+            )?,
+            known: Mutex::default(),
             sets: Mutex::default(),
         })
+    }
+
+    /// Looks how old what is known is.
+    pub(super) fn before_reading(&self) {
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = known.map(|known| known.elapsed().unwrap_or_default().as_secs());
+        let age = i64::try_from(age.unwrap_or_default()).unwrap_or(i64::MAX);
+        self.snapshot_age.with_label_values::<&str>(&[]).set(age);
     }
 }
 
@@ -120,6 +137,11 @@ impl super::Metrics {
     /// Rules of policies were put right.
     pub fn policy_repaired(&self, reason: &str) {
         self.policy.repairs.with_label_values(&[reason]).inc();
+    }
+
+    /// What is in force was known at this time; nothing where it is known now.
+    pub fn policy_known(&self, at: Option<SystemTime>) {
+        *self.policy.known.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 
     /// An event is in the kernel.

@@ -210,6 +210,12 @@ impl PolicyIndex {
         ordered(effects)
     }
 
+    /// Adds members of a set as an earlier index knew them: of pods of which the world knows nothing. They stay until an event is about their
+    /// addresses. Nothing where no rule looks into the set.
+    pub fn remember(&mut self, set: &PeerSet, members: impl Iterator<Item = PeerMember>) {
+        self.sets.remember(set, members);
+    }
+
     /// The policies that select a pod of the node.
     pub fn classes_of(&self, pod: &LocalName) -> Option<&PodClasses> {
         self.pods.get(pod).map(|pod| &pod.classes)

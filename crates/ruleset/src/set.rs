@@ -224,6 +224,15 @@ impl KeyType {
 // === impl Key ===
 
 impl Key {
+    /// The address that it is about; nothing where it is about more than one, or none.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Address(address) => Some(*address),
+            Self::Endpoint(endpoint) => Some(endpoint.address),
+            Self::Prefix(_) | Self::Arrival(_) => None,
+        }
+    }
+
     /// The type of sets that have it as a member.
     pub fn key_type(&self) -> KeyType {
         match self {

@@ -15,7 +15,7 @@ use trusted::Links;
 
 use crate::configuration::ConfigurationArgs;
 use crate::node::{NodePlaces, directory};
-use crate::pods::{EvidenceSource, refuse_if_denied};
+use crate::pods::{EvidenceSource, ago, refuse_if_denied};
 
 /// How long the agent may take for all that it knows: some megabytes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -159,13 +159,29 @@ impl KnownCluster {
     }
 
     fn of_agent(report: PolicyStateReport) -> Result<Self> {
-        let PolicyStateReport { version, at, node, standing, problem, points, denied, pods_left_out, known } =
-            report;
+        let PolicyStateReport {
+            version,
+            at,
+            node,
+            standing,
+            problem,
+            known_at,
+            points,
+            denied,
+            pods_left_out,
+            known,
+        } = report;
         let snapshot = PolicySnapshot::from_bytes(known.as_bytes())
             .context("read what the agent knows of policies; cnictl and agent are of different versions")?;
         let points = points.into_iter();
         let points = points.map(|one| (format!("{}/{}", one.namespace, one.name), one)).collect();
         let mut remarks = Vec::new();
+        if let Some(known_at) = known_at {
+            remarks.push(format!(
+                "the API server has not listed what policies go by: they are those that an earlier agent knew {}, with the pods that have started since",
+                ago(known_at)
+            ));
+        }
         if pods_left_out > 0 {
             remarks
                 .push(format!("{pods_left_out} pods of other nodes are left out, because they are too many"));
@@ -173,7 +189,7 @@ impl KnownCluster {
         let world = snapshot.world(Some(&node));
         let found = Self::new(world, EvidenceSource::of_agent(version, at));
         let knows_services = snapshot.services.is_some();
-        let (standing, knows_all) = (Some(standing), pods_left_out == 0);
+        let (standing, knows_all) = (Some(standing), pods_left_out == 0 && known_at.is_none());
         Ok(Self {
             node: Some(node),
             points,

@@ -44,7 +44,7 @@ struct StatusDocument<'a> {
     api_version: &'static str,
     kind: &'static str,
     evidence: &'a EvidenceSource,
-    /// `in-force`, `failing`, `not-listed`, or `unknown` without the agent.
+    /// `in-force`, `remembered` (in force as an earlier agent knew them), `failing`, `not-listed`, or `unknown` without the agent.
     standing: &'static str,
     #[serde(skip_serializing_if = "str::is_empty")]
     problem: &'a str,
@@ -102,7 +102,7 @@ impl PolicyStatusArgs {
             Format::Table | Format::Wide => document.text(self.output == Format::Wide),
         };
         Ok(match known.standing {
-            Some(StandingWord::InForce) => VerbAnswer::text(text),
+            Some(StandingWord::InForce | StandingWord::Remembered) => VerbAnswer::text(text),
             _ if self.source.names_files() => VerbAnswer::text(text),
             Some(StandingWord::Failing) => {
                 let problem = format!("not all policies are in force: {}", known.problem);

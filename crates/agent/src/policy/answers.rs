@@ -100,12 +100,14 @@ impl PolicyHandle for PolicyAnswers {
         Box::pin(async move {
             let (standing, problem) = match own.policies.standing() {
                 PolicyStanding::NotListed => (StandingWord::NotListed, String::new()),
+                PolicyStanding::Remembered(_) => (StandingWord::Remembered, String::new()),
                 PolicyStanding::InForce => (StandingWord::InForce, String::new()),
                 PolicyStanding::Failing(error) => (StandingWord::Failing, error),
             };
             let at = seconds(SystemTime::now());
-            let report =
-                PolicyStateReport { at, node: own.node.clone(), standing, problem, ..Default::default() };
+            let known_at = own.known_at().map(seconds);
+            let node = own.node.clone();
+            let report = PolicyStateReport { at, node, standing, problem, known_at, ..Default::default() };
             let Some(known) = own.policies.known(MAX_POLICY_PODS).await else { return report };
             let KnownPolicies { mut snapshot, points, left_out } = known;
             snapshot.node = own.node_addresses().await;
@@ -116,6 +118,13 @@ impl PolicyHandle for PolicyAnswers {
             let known = String::from_utf8(snapshot.to_bytes()).unwrap_or_default();
             PolicyStateReport { points, denied, pods_left_out: left_out, known, ..report }
         })
+    }
+
+    fn known_at(&self) -> Option<SystemTime> {
+        match self.policies.standing() {
+            PolicyStanding::Remembered(at) => Some(at),
+            _ => None,
+        }
     }
 
     fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>> {

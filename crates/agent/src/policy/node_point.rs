@@ -4,6 +4,7 @@
 //! Whoever else commits rules to nf_tables is heard, and our rules are looked at then. What an agent left in the other backend goes when all is in this one.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use enforcement::{PointCharge, PointError, PointLook, PolicyConfig, PolicyPoint, Waker};
@@ -38,6 +39,8 @@ pub(crate) struct NodePoint {
     is_alone: bool,
     /// Whether the kernel has the rules.
     loaded: bool,
+    /// Whether there was a pod to judge since it goes on with what is known of an earlier agent.
+    has_had_pods: bool,
     /// What the rules lack, as it was told.
     told: BTreeSet<String>,
 }
@@ -118,8 +121,21 @@ impl NodePoint {
         let rules = NodeRules::new(settings);
         let told = BTreeSet::new();
         let (backend, table, answers) = (None, None, None);
-        let (is_alone, loaded) = (false, false);
-        Self { config, settings, disturbed, log, rules, backend, table, answers, is_alone, loaded, told }
+        let (is_alone, loaded, has_had_pods) = (false, false, false);
+        Self {
+            config,
+            settings,
+            disturbed,
+            log,
+            rules,
+            backend,
+            table,
+            answers,
+            is_alone,
+            loaded,
+            has_had_pods,
+            told,
+        }
     }
 
     fn backend(&mut self) -> Result<Backend, PointError> {
@@ -240,6 +256,33 @@ impl PolicyPoint for NodePoint {
         self.ensure(index, Thoroughness::Everything)?;
         self.tell();
         Ok(())
+    }
+
+    fn resume(
+        &mut self,
+        index: &PolicyIndex,
+        pods: &dyn Fn(&LocalName) -> PointCharge,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<bool, PointError> {
+        self.settings.backend = self.backend()?;
+        self.rules = NodeRules::of(index, self.settings, &|pod| pods(pod) == PointCharge::Its);
+        self.loaded = false;
+        let (rules, contents) = (self.rules.rules(index), self.rules.members(index));
+        self.has_had_pods |= self.rules.has_pods();
+        let is_needed = self.has_had_pods;
+        let table = self.table()?;
+        // All that was committed until now is seen below.
+        table.heard().map_err(PointError::new)?;
+        if !is_needed {
+            return Ok(false);
+        }
+        let supplemented = table.supplement(&rules, &contents, addresses);
+        self.warn();
+        let has_changed = supplemented.map_err(PointError::new)? != Change::None;
+        if has_changed {
+            self.ensure_answers(Thoroughness::Everything)?;
+        }
+        Ok(has_changed)
     }
 
     fn apply(

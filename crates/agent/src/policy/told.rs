@@ -1,7 +1,7 @@
 //! What is told of the enforcement of policies: readiness, metrics, Events.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use cluster::Cluster;
 use enforcement::{EnforcementPoint, PointLook, PolicyListener, PolicyNews, PolicyStanding, TenantStanding};
@@ -19,9 +19,13 @@ use metrics::{CountedTenant, Metrics};
 /// `reason` of Events about the node, pods and policies.
 pub(super) const REPAIRED: &str = "NetworkPolicyRulesRepaired";
 const MIXED_SERVICE: &str = "NetworkPolicyMixedService";
+const REMEMBERED: &str = "NetworkPolicySnapshot";
 const INVALID: &str = "NetworkPolicyInvalidEntries";
 /// Pause between two Events about the node, or about a pod; every repair is counted and in the log.
 pub(super) const BETWEEN_EVENTS: Duration = Duration::from_secs(60);
+
+/// How long policies are in force as an earlier agent knew them before that is worth an Event.
+const WORTH_AN_EVENT: Duration = Duration::from_secs(10);
 
 /// Who hears of it.
 pub(crate) struct PolicyTeller {
@@ -34,6 +38,8 @@ pub(crate) struct PolicyTeller {
     pub(crate) narrowed: Option<Arc<NarrowedAddresses>>,
     /// When an Event about the node was written last.
     pub(crate) written: Mutex<Option<Instant>>,
+    /// When that was known which an earlier agent kept and this one goes by, and since when it does.
+    pub(crate) remembered: Mutex<Option<(SystemTime, Instant)>>,
 }
 
 impl PolicyTeller {
@@ -71,13 +77,54 @@ impl PolicyTeller {
     /// Keeps readiness. What was in force once stays in the kernel, so that nothing is unready for a failure later.
     fn standing(&self, standing: &PolicyStanding) {
         let health = &self.health;
+        if !matches!(standing, PolicyStanding::Failing(_)) {
+            let known = if let PolicyStanding::Remembered(at) = standing { Some(*at) } else { None };
+            self.remember(known);
+        }
         match standing {
-            PolicyStanding::InForce => health.ready(HealthPart::Policies),
+            PolicyStanding::InForce | PolicyStanding::Remembered(_) => health.ready(HealthPart::Policies),
             _ if health.is_ready(HealthPart::Policies) => {}
             PolicyStanding::NotListed => {
                 health.pending(HealthPart::Policies, &"not everything that policies go by is listed yet");
             }
             PolicyStanding::Failing(error) => health.pending(HealthPart::Policies, error),
+        }
+    }
+
+    /// Tells by what policies are in force: what is known now, or what an earlier agent knew then.
+    fn remember(&self, known: Option<SystemTime>) {
+        self.metrics.policy_known(known);
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = known else {
+            let Some((at, since)) = remembered.take() else { return };
+            drop(remembered);
+            self.health.settled(Notice::PolicySnapshot);
+            return self.tell_remembered(at, since);
+        };
+        let age = at.elapsed().unwrap_or_default().as_secs();
+        let text = format!(
+            "the API server has not listed what policies go by: they are those that an earlier agent knew {age} s ago, and no change of them is followed"
+        );
+        self.health.notice(Notice::PolicySnapshot, &text);
+        if remembered.is_none() {
+            self.log.warn(&text, &[]);
+            *remembered = Some((at, Instant::now()));
+        }
+    }
+
+    /// Everything is listed, after policies were in force for a while as an earlier agent knew them.
+    fn tell_remembered(&self, at: SystemTime, since: Instant) {
+        let lasted = since.elapsed();
+        let (seconds, age) = (lasted.as_secs(), at.elapsed().unwrap_or_default().as_secs());
+        let text = format!(
+            "network policies of this node are followed again: for {seconds} s they were those that an earlier agent had known, at last {age} s old, because the \
+             API server did not list them"
+        );
+        self.log.info(&text, &[]);
+        // A long list takes some seconds whenever an agent starts.
+        if lasted >= WORTH_AN_EVENT {
+            let events = self.events.clone();
+            tokio::spawn(async move { events.about_node(true, REMEMBERED, &text).await });
         }
     }
 

@@ -13,6 +13,7 @@ pub(crate) struct FakePolicies {
     pub(crate) released: Mutex<Vec<ReleasedPod>>,
     pub(crate) known: watch::Sender<u64>,
     pub(crate) snapshot: Mutex<Option<PolicySnapshot>>,
+    pub(crate) known_at: Mutex<Option<SystemTime>>,
 }
 
 impl FakePolicies {
@@ -23,6 +24,7 @@ impl FakePolicies {
             released: Mutex::default(),
             known: watch::Sender::default(),
             snapshot: Mutex::default(),
+            known_at: Mutex::default(),
         })
     }
 }
@@ -51,6 +53,10 @@ impl PolicyHandle for FakePolicies {
 
     fn state(&self) -> PolicyFuture<PolicyStateReport> {
         Box::pin(async { PolicyStateReport::default() })
+    }
+
+    fn known_at(&self) -> Option<SystemTime> {
+        *self.known_at.lock().unwrap()
     }
 
     fn snapshot(&self) -> PolicyFuture<Option<PolicySnapshot>> {

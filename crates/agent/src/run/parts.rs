@@ -21,6 +21,7 @@ use crate::policy::{
     AuditTrail, DenialParts, DenialReader, NarrowedAddresses, NodePoint, PodPointKeeper, PodPointParts,
     PodPolicyPoint, PolicyLeaver, PolicyTeller, PolicyTunnels, node_settings, started,
 };
+use crate::policy_file;
 use crate::sidecars::{self, Sidecars};
 use crate::slots::Slots;
 use crate::verification::{PodVerifier, VerifierParts};
@@ -132,6 +133,7 @@ impl SharedParts<'_> {
             log: log.clone(),
             narrowed: self.narrowed(),
             written: Mutex::default(),
+            remembered: Mutex::default(),
         };
         let parts = PolicyParts {
             tunnels: Arc::new(move || match judges_tunnel {
@@ -143,6 +145,7 @@ impl SharedParts<'_> {
             manifests: matches!(self.config.pods, PodsOrigin::Manifests { .. }),
             cluster: self.cluster.clone(),
             started: started(self.config.run_dir.clone()),
+            memory: policy_file::memory(&self.config.state_dir, &log),
             node_point: Box::new(node_point),
             pod_point: Box::new(move || Box::new(PodPolicyPoint::new(pod_point.clone()))),
             entry: Box::new(entry),

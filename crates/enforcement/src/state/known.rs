@@ -36,14 +36,16 @@ pub struct KnownPoint {
 impl PolicyState {
     /// What is known, for the disk. Nothing before the lists are complete: what is on the disk says more then.
     pub(crate) fn snapshot(&self) -> Option<PolicySnapshot> {
-        if self.stage == FollowStage::Lists {
-            return None;
+        match self.stage {
+            FollowStage::Lists => return None,
+            FollowStage::Remembers => return self.remembered_snapshot(),
+            FollowStage::Idle | FollowStage::Follows => {}
         }
         let peers = self.sources.peers.read();
         let world = world(&peers, &self.local, &self.namespaces);
         let pods = match self.stage {
             FollowStage::Follows => world.local_pods().map(|pod| plain(&world, &pod)).collect(),
-            FollowStage::Lists | FollowStage::Idle => Vec::new(),
+            FollowStage::Lists | FollowStage::Remembers | FollowStage::Idle => Vec::new(),
         };
         let namespaces = self.labelled_namespaces().into_iter();
         let namespaces = namespaces.map(|(name, namespace)| (name, namespace.labels.clone()));
@@ -54,7 +56,9 @@ impl PolicyState {
     /// The same for people, with pods of other nodes, `most` in all.
     pub(crate) fn known(&self, most: usize) -> Option<KnownPolicies> {
         let mut snapshot = self.snapshot()?;
-        snapshot.sets.clear();
+        if self.stage != FollowStage::Remembers {
+            snapshot.sets.clear();
+        }
         let peers = self.sources.peers.read();
         let world = world(&peers, &self.local, &self.namespaces);
         let mut left_out = 0;

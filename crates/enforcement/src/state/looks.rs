@@ -24,7 +24,7 @@ impl PolicyState {
         addresses: &[IpAddr],
         network: Option<&PodNetwork>,
     ) -> Result<(), PointError> {
-        let (FollowStage::Follows, Some((netns, interface))) = (self.stage, network) else { return Ok(()) };
+        let Some((netns, interface)) = network.filter(|_| self.judges_pods()) else { return Ok(()) };
         let at = AttachedPod {
             pod: pod.clone(),
             netns: netns.clone(),
@@ -50,9 +50,13 @@ impl PolicyState {
         });
     }
 
+    fn judges_pods(&self) -> bool {
+        matches!(self.stage, FollowStage::Follows | FollowStage::Remembers)
+    }
+
     /// Pods whose packets are to be tested.
     fn untested(&self) -> impl Iterator<Item = &LocalName> {
-        let pods = (self.stage == FollowStage::Follows).then(|| self.points.untested());
+        let pods = self.judges_pods().then(|| self.points.untested());
         pods.into_iter().flatten()
     }
 
@@ -61,7 +65,7 @@ impl PolicyState {
     /// # Errors
     /// A kernel did not take what follows from that.
     pub(in super::super) fn look(&mut self, at: &AttachedPod) -> Result<(), PointError> {
-        let is_known = self.stage == FollowStage::Follows && self.index.classes_of(&at.pod).is_some();
+        let is_known = self.judges_pods() && self.index.classes_of(&at.pod).is_some();
         if !is_known {
             return Ok(());
         }

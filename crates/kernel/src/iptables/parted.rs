@@ -210,6 +210,14 @@ impl PartedIptables {
         })
     }
 
+    /// Whether there are sets of the owner's: rules of an earlier program look into them.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn has_sets(&mut self) -> Result<bool, PartsError> {
+        Ok(self.sets.names()?.iter().any(|name| sets::is_owned(&self.of, name)))
+    }
+
     /// Changes a part: sets appear and gain members, then chains change, then sets lose members and go.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 mod compare;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use netns::InsideHost;
@@ -13,10 +15,10 @@ use ruleset::{KeptMembers, Ruleset, Table, TableDelta, TableKind};
 use super::batch::{Batch, TableOf};
 use super::{Error, cleanup_over, counts, list_tables, question};
 use crate::Change;
-use crate::netlink::NetlinkSocket;
+use crate::netlink::{Error as NetlinkError, NetlinkSocket};
 use crate::watch::{Noticed, open_netfilter, read_commits};
 pub use compare::Thoroughness;
-use compare::{TableComparison, compare};
+use compare::{TableComparison, compare, lacking};
 
 use super::uapi::family;
 
@@ -81,29 +83,67 @@ impl PartedTable {
         thoroughness: Thoroughness,
     ) -> Result<Change, Error> {
         let [table] = &wanted.tables[..] else { return self.remove() };
-        let mut changed = Change::None;
-        for _ in 0..TRIES {
-            let compared = compare(&mut self.socket, wanted, table, contents, thoroughness)
-                .map_err(|e| question(&format!("compare the table of {}", wanted.owner), e))?;
-            let deltas = match compared {
-                TableComparison::Missing => {
-                    self.load(wanted, table, contents, false)?;
-                    return Ok(Change::Fresh);
-                }
-                TableComparison::Anew => break,
-                TableComparison::Parts(deltas) => deltas,
-            };
-            if deltas.is_empty() {
-                return Ok(changed);
-            }
-            let done = deltas.iter().try_for_each(|delta| self.change(delta));
-            changed = Change::Replaced;
-            if done.is_ok() {
-                return Ok(changed);
-            }
+        let found = |socket: &mut NetlinkSocket| compare(socket, wanted, table, contents, thoroughness);
+        if let Ok(change) = self.write(wanted, contents, &found)? {
+            return Ok(change);
         }
         self.load(wanted, table, contents, true)?;
         Ok(Change::Replaced)
+    }
+
+    /// Makes of the only table of `wanted` what the kernel lacks: chains and sets that are not there, and whatever is said of these addresses. All else
+    /// stays as it is, since what is wanted may be older than that. A table that is not there is made.
+    ///
+    /// # Errors
+    /// As of [`Self::ensure`].
+    pub fn supplement(
+        &mut self,
+        wanted: &Ruleset,
+        contents: &dyn KeptMembers,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<Change, Error> {
+        let [table] = &wanted.tables[..] else { return Ok(Change::None) };
+        let found = |socket: &mut NetlinkSocket| lacking(socket, wanted, table, contents, addresses);
+        match self.write(wanted, contents, &found)? {
+            Ok(change) => Ok(change),
+            Err(Some(refused)) => Err(refused),
+            Err(None) => {
+                self.load(wanted, table, contents, true)?;
+                Ok(Change::Replaced)
+            }
+        }
+    }
+
+    /// Finds what differs and writes it. Gives why nothing was found, or not written, that is to say the last refusal.
+    fn write(
+        &mut self,
+        wanted: &Ruleset,
+        contents: &dyn KeptMembers,
+        find: &dyn Fn(&mut NetlinkSocket) -> Result<TableComparison, NetlinkError>,
+    ) -> Result<Result<Change, Option<Error>>, Error> {
+        let mut refused = None;
+        for _ in 0..TRIES {
+            let found = find(&mut self.socket)
+                .map_err(|e| question(&format!("compare the table of {}", wanted.owner), e))?;
+            let deltas = match found {
+                TableComparison::Missing => {
+                    for table in &wanted.tables {
+                        self.load(wanted, table, contents, false)?;
+                    }
+                    return Ok(Ok(Change::Fresh));
+                }
+                TableComparison::Anew => return Ok(Err(None)),
+                TableComparison::Parts(deltas) => deltas,
+            };
+            if deltas.is_empty() {
+                return Ok(Ok(if refused.is_some() { Change::Replaced } else { Change::None }));
+            }
+            match deltas.iter().try_for_each(|delta| self.change(delta)) {
+                Ok(()) => return Ok(Ok(Change::Replaced)),
+                Err(error) => refused = Some(error),
+            }
+        }
+        Ok(Err(refused))
     }
 
     /// Changes a part, in one transaction.

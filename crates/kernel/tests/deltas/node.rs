@@ -25,6 +25,8 @@ mod answers;
 mod cost;
 #[path = "node/drift.rs"]
 mod drift;
+#[path = "node/kept.rs"]
+mod kept;
 
 /// A packet that is dropped costs the whole of it.
 const PATIENCE: Duration = Duration::from_millis(250);

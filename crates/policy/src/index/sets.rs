@@ -245,6 +245,17 @@ impl PeerSets {
         }
     }
 
+    /// Members that a set had as an earlier index knew them. Nothing where no rule looks into it.
+    pub(super) fn remember(&mut self, set: &PeerSet, members: impl Iterator<Item = PeerMember>) {
+        let Some(&number) = self.numbers.get(set) else { return };
+        for member in members {
+            if let Some(slot) = self.slots[number as usize].as_mut() {
+                slot.members.insert(member);
+            }
+            self.hold(member.address, number, true);
+        }
+    }
+
     /// What changes as effects.
     pub(super) fn effects(&self, changes: SetChanges) -> Vec<PolicyEffect> {
         let mut found = Vec::new();

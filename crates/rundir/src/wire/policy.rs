@@ -98,6 +98,9 @@ pub struct PolicyStateReport {
     pub standing: StandingWord,
     /// Why not all of it is in force; empty otherwise.
     pub problem: String,
+    /// When what is in force was known, in seconds since 1970; absent where it is known now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_at: Option<f64>,
     /// The pods of this node, with where their policies are enforced.
     pub points: Vec<PolicyPointReport>,
     /// Packets that rules have denied since the agent was started, by the number of a class as the kernel's log has it.
@@ -117,6 +120,8 @@ pub enum StandingWord {
     Off,
     /// Not everything that decides is listed yet; nothing is opened or closed.
     NotListed,
+    /// The same, and what an earlier agent knew is in force.
+    Remembered,
     /// Policies are in force as they are now.
     InForce,
     /// A kernel did not take all of it.
@@ -155,6 +160,7 @@ impl StandingWord {
         match self {
             Self::Off => "off",
             Self::NotListed => "not-listed",
+            Self::Remembered => "remembered",
             Self::InForce => "in-force",
             Self::Failing => "failing",
         }

@@ -50,6 +50,7 @@ mod policy_off;
 mod policy_pods;
 mod policy_points;
 mod policy_reuse;
+mod policy_snapshot;
 mod policy_storm;
 mod reboot;
 mod repair;

@@ -1,6 +1,7 @@
 //! What a table lacks, and has too much, as changes of its parts.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use ruleset::{Chain, Element, KeptMembers, Ruleset, Set, SetDelta, Table, TableDelta};
 
@@ -76,8 +77,58 @@ pub(super) fn compare(
             }
             let there = std::mem::take(&mut listed.elements);
             more -= there.len().saturating_sub(wanted);
-            compare_members(set, there, contents, [&mut gains, &mut changes, &mut losses]);
+            let there = members_of(set.keys, there);
+            let wanted: Vec<Element> = contents.of(&set.name).collect();
+            compare_members(set, &there, &wanted, [&mut gains, &mut changes, &mut losses]);
         }
+    }
+    let deltas = [gains, changes, losses].into_iter().filter(|delta| !delta.is_empty());
+    Ok(TableComparison::Parts(deltas.collect()))
+}
+
+/// What the table lacks, whatever else it has: chains and sets that are not there, and what sets say of some addresses. A chain that is there stays as
+/// it is, and so do the other members of a set.
+pub(super) fn lacking(
+    socket: &mut NetlinkSocket,
+    wanted: &Ruleset,
+    table: &Table,
+    contents: &dyn KeptMembers,
+    addresses: &BTreeSet<IpAddr>,
+) -> Result<TableComparison, Error> {
+    let place = TableOf { owner: &wanted.owner, kind: table.kind };
+    match list::tables(socket, family::INET)?.iter().find(|listed| listed.name == place.name()) {
+        None => return Ok(TableComparison::Missing),
+        Some(listed) if listed.dormant => return Ok(TableComparison::Anew),
+        Some(_) => {}
+    }
+    let Some(expected) = expected::planned(wanted).pop() else { return Ok(TableComparison::Anew) };
+    let name = &*expected.name;
+    let chains = list::chains(socket)?.into_iter().filter(|chain| chain.table == name);
+    let there: BTreeSet<String> = chains.map(|chain| chain.name).collect();
+    let is_missing = |chain: &&Chain| !there.contains(&*chain.name);
+    let (mut sets, _) = list::empty_sets(socket, Some(name), expected.sets.len() + MORE_ELEMENTS)?;
+    sets.retain(|set| !is_anonymous(set));
+    let [mut gains, mut changes, mut losses] = <[TableDelta; 3]>::default();
+    let missing = table.chains.iter().filter(is_missing);
+    changes.chains.extend(missing.cloned());
+    let held = Held { chains: Vec::new(), rules: HashMap::new(), sets };
+    // Nothing that is there already goes.
+    let goes = &mut TableDelta::default();
+    let is_attached = changes.chains.iter().all(|chain| chain.base.is_none());
+    if !is_attached || !compare_sets(&expected, table, &held, [&mut gains, &mut changes, goes], contents) {
+        return Ok(TableComparison::Anew);
+    }
+    let mut sets = held.sets;
+    for set in table.sets.iter().filter(|set| set.is_kept() && !addresses.is_empty()) {
+        let Some(listed) = sets.iter_mut().find(|listed| listed.name == set.name) else { continue };
+        let most = contents.count(&set.name) + MORE_ELEMENTS;
+        // Of a set that is larger than all that can be read, the rest stays.
+        list::fill(socket, name, std::slice::from_mut(listed), most, |_| true)?;
+        let about = |element: &Element| element.key.address().is_some_and(|one| addresses.contains(&one));
+        let there = members_of(set.keys, std::mem::take(&mut listed.elements));
+        let there: Vec<Element> = there.into_iter().filter(about).collect();
+        let wanted: Vec<Element> = contents.of(&set.name).filter(about).collect();
+        compare_members(set, &there, &wanted, [&mut gains, &mut changes, &mut losses]);
     }
     let deltas = [gains, changes, losses].into_iter().filter(|delta| !delta.is_empty());
     Ok(TableComparison::Parts(deltas.collect()))
@@ -190,13 +241,11 @@ fn compare_sets(
 
 fn compare_members(
     set: &Set,
-    there: Vec<WireElement>,
-    contents: &dyn KeptMembers,
+    held: &[Element],
+    wanted: &[Element],
     [gains, changes, losses]: [&mut TableDelta; 3],
 ) {
-    let held = members_of(set.keys, there);
-    let wanted: Vec<Element> = contents.of(&set.name).collect();
-    let delta = SetDelta::between(&held, &wanted);
+    let delta = SetDelta::between(held, wanted);
     if delta.is_empty() {
         return;
     }

@@ -1,0 +1,61 @@
+//! What is there stays where what is wanted may be older.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::*;
+
+#[test]
+fn what_may_be_newer_stays_and_what_is_said_of_an_address_is_written() {
+    let way = Way::Nft;
+    let mut lab = Lab::isolated(way, settings(way));
+    let supplement = |lab: &mut Lab, addresses: &[&str]| {
+        let (rules, contents) = (lab.ruleset(), lab.rules.contents(&lab.index));
+        let addresses: BTreeSet<IpAddr> = addresses.iter().map(|one| one.parse().unwrap()).collect();
+        lab.table.supplement(&rules, &contents, &addresses).unwrap()
+    };
+    let b_in = |ports: Value| {
+        json!({"podSelector": {"matchLabels": {"app": "b"}},
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": ports}]})
+    };
+    // The kernel has gone on: another port, another peer, and a policy more.
+    lab.put_policy("b-in", b_in(json!([{"port": 9090}])));
+    lab.put_peer("far", "192.0.2.9", &json!({"app": "a"}));
+    lab.put_policy("b-more", json!({"podSelector": {"matchLabels": {"app": "b"}}, "ingress": []}));
+    let before = listed(&lab.node, way).0;
+    // What is known is older.
+    lab.is_loaded = false;
+    lab.put_policy("b-in", b_in(json!([{"port": 8080}])));
+    lab.put_peer("far", "192.0.2.9", &json!({"app": "other"}));
+    let effects = lab.index.policy(
+        &lab.world,
+        &policy::PolicyName {
+            section: policy::Section::NetworkPolicy,
+            namespace: "x".into(),
+            name: "b-more".into(),
+        },
+        None,
+    );
+    lab.apply(&effects);
+    assert_eq!(
+        supplement(&mut lab, &[]),
+        Change::Replaced,
+        "the class of b without the new policy is not there"
+    );
+    let held = listed(&lab.node, way).0;
+    let is_kept = |line: &&str| !line.trim().is_empty() && !held.contains(line.trim());
+    let gone: Vec<&str> = before.lines().filter(is_kept).collect();
+    assert_eq!(gone, Vec::<&str>::new(), "all that was there is there still, with its handles");
+    assert_eq!(supplement(&mut lab, &[]), Change::None);
+    assert!(lab.reaches(&lab.outside, "10.1.0.3:9090") && !lab.reaches(&lab.outside, "10.1.0.3:8080"));
+    // A pod starts with an address that another one had.
+    lab.put_pod("c", "192.0.2.9", &json!({"app": "c"}));
+    assert_eq!(supplement(&mut lab, &["192.0.2.9"]), Change::Replaced);
+    assert!(!lab.reaches(&lab.outside, "10.1.0.3:9090"), "it has none of its rights");
+    assert!(lab.reaches(&lab.node, "10.1.0.3:9090"));
+    assert_eq!(supplement(&mut lab, &["192.0.2.9"]), Change::None);
+    // Without a table all is made.
+    sh(&lab.node, &format!("nft delete table {TABLE}"));
+    assert_eq!(supplement(&mut lab, &[]), Change::Fresh);
+    assert!(lab.reaches(&lab.a, "10.1.0.3:8080") && !lab.reaches(&lab.a, "10.1.0.3:9090"));
+}
