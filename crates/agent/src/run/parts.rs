@@ -125,16 +125,6 @@ impl SharedParts<'_> {
             log: log.clone(),
         });
         let (pod_point, tunnelled, judges_tunnel) = (keeper.clone(), mesh.clone(), policy.judges_tunnel);
-        let teller = PolicyTeller {
-            health: self.health.clone(),
-            metrics: self.metrics.clone(),
-            events: self.events.clone(),
-            cluster: self.cluster.clone(),
-            log: log.clone(),
-            narrowed: self.narrowed(),
-            written: Mutex::default(),
-            remembered: Mutex::default(),
-        };
         let parts = PolicyParts {
             tunnels: Arc::new(move || match judges_tunnel {
                 true => tunnelled.tunnelled(KNOWN_LIMIT),
@@ -150,12 +140,25 @@ impl SharedParts<'_> {
             pod_point: Box::new(move || Box::new(PodPolicyPoint::new(pod_point.clone()))),
             entry: Box::new(entry),
             disturbed,
-            told: teller.listener(),
+            told: self.policy_teller(log.clone()).listener(),
             log,
         };
         let policies = Policies::new(parts, watches);
         self.tunnels(mesh, &policies, &keeper);
         Some((policies, keeper))
+    }
+
+    fn policy_teller(&self, log: Scope) -> PolicyTeller {
+        PolicyTeller {
+            health: self.health.clone(),
+            metrics: self.metrics.clone(),
+            events: self.events.clone(),
+            cluster: self.cluster.clone(),
+            log,
+            narrowed: self.narrowed(),
+            written: Mutex::default(),
+            remembered: Mutex::default(),
+        }
     }
 
     /// Connections end only where rules of the node judge them.

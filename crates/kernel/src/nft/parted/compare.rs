@@ -49,11 +49,8 @@ pub(super) fn compare(
     contents: &dyn KeptMembers,
     thoroughness: Thoroughness,
 ) -> Result<TableComparison, Error> {
-    let place = TableOf { owner: &wanted.owner, kind: table.kind };
-    match list::tables(socket, family::INET)?.iter().find(|listed| listed.name == place.name()) {
-        None => return Ok(TableComparison::Missing),
-        Some(listed) if listed.dormant => return Ok(TableComparison::Anew),
-        Some(_) => {}
+    if let Some(found) = whole(socket, wanted, table)? {
+        return Ok(found);
     }
     let Some(expected) = expected::planned(wanted).pop() else { return Ok(TableComparison::Anew) };
     let Some(mut held) = held(socket, &expected, table, thoroughness)? else {
@@ -95,11 +92,8 @@ pub(super) fn lacking(
     contents: &dyn KeptMembers,
     addresses: &BTreeSet<IpAddr>,
 ) -> Result<TableComparison, Error> {
-    let place = TableOf { owner: &wanted.owner, kind: table.kind };
-    match list::tables(socket, family::INET)?.iter().find(|listed| listed.name == place.name()) {
-        None => return Ok(TableComparison::Missing),
-        Some(listed) if listed.dormant => return Ok(TableComparison::Anew),
-        Some(_) => {}
+    if let Some(found) = whole(socket, wanted, table)? {
+        return Ok(found);
     }
     let Some(expected) = expected::planned(wanted).pop() else { return Ok(TableComparison::Anew) };
     let name = &*expected.name;
@@ -132,6 +126,20 @@ pub(super) fn lacking(
     }
     let deltas = [gains, changes, losses].into_iter().filter(|delta| !delta.is_empty());
     Ok(TableComparison::Parts(deltas.collect()))
+}
+
+/// What is to be done where the table is not there, or does nothing.
+fn whole(
+    socket: &mut NetlinkSocket,
+    wanted: &Ruleset,
+    table: &Table,
+) -> Result<Option<TableComparison>, Error> {
+    let place = TableOf { owner: &wanted.owner, kind: table.kind };
+    let listed = list::tables(socket, family::INET)?.into_iter().find(|listed| listed.name == place.name());
+    Ok(match listed {
+        None => Some(TableComparison::Missing),
+        Some(listed) => listed.dormant.then_some(TableComparison::Anew),
+    })
 }
 
 /// What there is, but for the members of kept sets; nothing where that is too much, or a base chain is not as it should be.
