@@ -48,7 +48,7 @@ pub(super) fn html(samples: &[PodsSample]) -> Html {
     }
     let most = samples.iter().map(|sample| sample.states.values().sum::<usize>()).max().unwrap_or_default();
     if most == 0 {
-        html.raw("<p class=\"none\">No pod should have been captured in the last hour.</p>");
+        html.raw("<p class=\"none\">No sample of the last hour has a pod that should be captured.</p>");
         return html;
     }
     let states = states(samples);
@@ -135,7 +135,7 @@ mod tests {
         assert!(text.contains("<rect class=\"bad\" x=\"696\" y=\"0\" width=\"9\" height=\"35\"/>"), "{text}");
         assert!(text.contains("<rect class=\"ok\" x=\"708\" y=\"70\" width=\"9\" height=\"70\"/>"), "{text}");
         assert!(html(&[]).into_text().contains("the agent does not say"));
-        assert!(html(&[PodsSample::default()]).into_text().contains("No pod should"));
+        assert!(html(&[PodsSample::default()]).into_text().contains("No sample of"));
         let hostile = html(&[sample(0.0, &[("<script>", 1)])]).into_text();
         assert!(!hostile.contains("<script>"), "{hostile}");
     }

@@ -63,7 +63,7 @@ fn head(html: &mut Html, told: &PodReport, looked: &PodReport) {
         .text(state);
     html.raw("</p>");
     if !told.problem.is_empty() {
-        html.raw("<p class=\"line\">").text(&told.problem).raw("</p>");
+        html.raw("<p>").text(&told.problem).raw("</p>");
     }
     html.raw("<dl>").row("Decided", format!("{} ({})", told.decision, told.decided_by));
     let both = [&*told.mode, &*told.backend].into_iter().filter(|text| !text.is_empty());
@@ -178,7 +178,10 @@ fn rules(html: &mut Html, tables: &[ListedTable]) {
                     .raw(", priority ");
                 html.text(base.priority).raw("</small>");
             }
-            html.raw(" <small>").text(chain.rules.len()).raw(" rules").raw(whose).raw("</small></summary>");
+            html.raw(" <small>· ").text(chain.rules.len());
+            html.raw(if chain.rules.len() == 1 { " rule" } else { " rules" })
+                .raw(whose)
+                .raw("</small></summary>");
             html.raw("<table class=\"rules\"><thead><tr><th>Rule</th><th>Why</th><th class=\"n\">Handle</th></tr></thead><tbody>");
             for rule in chain.rules.iter().take(MOST_RULES) {
                 html.raw("<tr><td><code>")
