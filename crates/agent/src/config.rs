@@ -187,8 +187,7 @@ impl AgentConfig {
             policy: PolicyConfig::new(options)?,
             ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),
-            config_dir: Some(PathBuf::from(text(Setting::ConfigDir)))
-                .filter(|dir| !dir.as_os_str().is_empty()),
+            config_dir: Some(text(Setting::ConfigDir)).filter(|dir| !dir.is_empty()).map(PathBuf::from),
         })
     }
 }
