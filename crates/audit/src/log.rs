@@ -44,8 +44,11 @@ pub struct LogConfig {
     /// What the first line says of this agent's options.
     pub options: BTreeMap<String, String>,
     /// Told when writing fails, and with nothing when it works again.
-    pub tell: Box<dyn Fn(Option<&str>) + Send>,
+    pub tell: TellWriting,
 }
+
+/// Hears why writing fails, and nothing when it works again.
+pub type TellWriting = Box<dyn Fn(Option<&str>) + Send>;
 
 /// What writing has come to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -66,7 +66,7 @@ fn version() -> CheckFinding {
 /// Asks in a network namespace that nobody else has; nothing is committed there.
 fn support() -> Result<Support, String> {
     let netns = Netns::unnamed().map_err(|error| fault::chain(&error))?;
-    let asked = netns.enter(|inside| nft::probe(inside)).map_err(|error| fault::chain(&error))?;
+    let asked = netns.enter(nft::probe).map_err(|error| fault::chain(&error))?;
     asked.map_err(|error| fault::chain(&error))
 }
 

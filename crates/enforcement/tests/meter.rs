@@ -1,5 +1,7 @@
 //! What counts in a pod's namespace, by real packets and against the counters of the pod's interface. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
