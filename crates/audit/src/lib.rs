@@ -15,6 +15,6 @@ pub use chain::{ChainLink, LineError, MAX_LINE_BYTES, SealedLine};
 pub use event::{AUDIT_GAP, AUDIT_START, AUDIT_STOP, AddressMask, AuditEvent, EVENT_SCHEMA, RuleKey};
 pub use files::{FileLine, FileSet, Naming, is_packed, lines};
 pub use ledger::{Ledger, LedgerConfig};
-pub use log::{AuditLog, Before, LogConfig, LogNote, LogStanding, read_note};
+pub use log::{AuditLog, Before, LogConfig, LogNote, LogStanding, TellWriting, read_note};
 pub use verify::{Anchor, Broken, Verified, verify};
 pub use writer::{ChainStart, ChainWriter, Limits};

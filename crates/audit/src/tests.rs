@@ -123,7 +123,7 @@ fn what_was_changed_removed_swapped_or_cut_off_is_found() {
         match verify(&set(dir.path()).list().unwrap(), &[anchor]) {
             Ok(_) => assert_eq!(words, "", "{name} is not found"),
             Err(broken) => {
-                assert!(!words.is_empty() && broken.to_string().contains(words), "{name}: {broken}")
+                assert!(!words.is_empty() && broken.to_string().contains(words), "{name}: {broken}");
             }
         }
     }

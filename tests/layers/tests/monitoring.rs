@@ -34,7 +34,7 @@ const RULES: &str = "deploy/charts/istio-cni/files/monitoring/rules.yaml";
 const DASHBOARD: &str = "deploy/charts/istio-cni/files/monitoring/dashboard.json";
 
 fn root() -> PathBuf {
-    Workspace::load().unwrap().workspace_root.into()
+    Workspace::load().unwrap().workspace_root
 }
 
 fn read(path: &str) -> String {

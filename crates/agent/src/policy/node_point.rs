@@ -59,7 +59,11 @@ pub(crate) fn node_settings(config: &PolicyConfig) -> EnforcementSettings {
             true => EgressToOwnNode::Judge,
             false => EgressToOwnNode::Allow,
         },
-        answer: if config.rejects { DenialAnswer::Always } else { DenialAnswer::Never },
+        answer: match (config.rejects, config.enforces_tenants) {
+            (true, _) => DenialAnswer::Always,
+            (false, true) => DenialAnswer::OfTenants,
+            (false, false) => DenialAnswer::Never,
+        },
         ..EnforcementSettings::default()
     }
 }

@@ -83,8 +83,8 @@ impl BookedPod {
         rules: Option<Arc<CompiledPod>>,
     ) -> bool {
         let is_other = self.rules != rules || self.scope != scope || self.loaded.is_none();
-        let before: BTreeSet<&str> = self.rules.iter().flat_map(|rules| set_names(rules)).collect();
-        let fresh = rules.iter().flat_map(|rules| set_names(rules)).filter(|name| !before.contains(name));
+        let before: BTreeSet<&str> = self.rules.iter().flat_map(set_names).collect();
+        let fresh = rules.iter().flat_map(set_names).filter(|name| !before.contains(name));
         self.fresh.extend(fresh.map(str::to_owned));
         (self.classes, self.scope, self.rules) = (classes.clone(), scope, rules);
         is_other
