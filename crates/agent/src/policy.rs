@@ -98,6 +98,7 @@ impl Agent {
         let (node, config) = (self.config.node.clone(), self.config.ambient.clone());
         let book = self.denials.as_ref().map(|denials| denials.book().clone());
         let keeper = self.pod_point.clone();
-        Some(Arc::new(PolicyAnswers { policies, cluster, node, config, keeper, book }))
+        let leaver = self.leaver.clone();
+        Some(Arc::new(PolicyAnswers { policies, cluster, node, config, keeper, book, leaver }))
     }
 }

@@ -21,6 +21,8 @@ use crate::policy_socket::PolicyHandle;
 
 /// The least time between two snapshots. An ADD without the agent goes by one that is so old at most, or as old as the agent's absence.
 const PAUSE: Duration = Duration::from_secs(30);
+/// How the name ends of one that is being written.
+pub(crate) const UNFINISHED: &str = "unfinished";
 
 /// Keeps what the task of policies knows, until it ends.
 pub(crate) async fn live(state_dir: PathBuf, policies: Arc<dyn PolicyHandle>, log: Scope) {
@@ -94,5 +96,5 @@ fn date(path: &Path, known_at: SystemTime) -> std::io::Result<()> {
 }
 
 fn write(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    trusted::replace_synced(path, &path.with_extension("unfinished"), content)
+    trusted::replace_synced(path, &path.with_extension(UNFINISHED), content)
 }

@@ -45,6 +45,8 @@ use serve::{Gone, Handler, UnixSocket};
 
 /// How long to wait before another try for a socket.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long an end waits for answers to those who have asked, in any case.
+const LAST_ANSWERS: Duration = Duration::from_millis(1500);
 /// Tasks wait most of the time; two threads keep questions of plugins flowing while a long list is read.
 const THREADS: usize = 2;
 /// Work in the node's network namespace and on files, which is short. What is done in pods' namespaces has threads of its own.
@@ -102,6 +104,8 @@ pub(crate) struct Agent {
     pub(crate) taint: NodeTaint,
     /// What becomes of this agent, by what was seen last.
     pub(crate) outlook: watch::Sender<Option<Outlook>>,
+    /// Whether this agent ends and answers only who has asked already.
+    ends: watch::Sender<bool>,
     journal: Journal,
     options: config_dir::OptionsReader,
     options_at_start: Options,
@@ -195,6 +199,7 @@ impl Agent {
             denials,
             leaver,
             outlook: watch::Sender::default(),
+            ends: watch::Sender::default(),
             journal,
             options: reader,
             options_at_start: options,
@@ -216,7 +221,8 @@ impl Agent {
             agent.serve_ports(&mut tasks);
             let Some(lock) = agent.take_node(&mut end).await else { return Ok(()) };
             tasks.spawn(own_node::look(agent.clone()));
-            agent.serve_sockets(&mut tasks)?;
+            let mut sockets = JoinSet::new();
+            agent.serve_sockets(&mut tasks, &mut sockets)?;
             agent.begin_boot();
             tasks.spawn(observe::cluster(agent.clone(), source, agent.kept_facts.keep()));
             tasks.spawn(agent.clone().remember_facts());
@@ -233,11 +239,13 @@ impl Agent {
                 agent.taint.end(&agent).await;
                 enforces.iter().for_each(AbortHandle::abort);
                 agent.leaver.leave_all().await;
-                agent.clean_up_and_wait(installer, ambient, &mut end, tasks).await?;
+                agent.clean_up_and_wait(installer, ambient, &mut end, [tasks, sockets]).await?;
                 lock.remove();
                 return Ok(());
             }
-            // Sockets go with their tasks, unless another agent has put its own there already.
+            // Sockets go first, unless another agent has put its own there already. Who has asked is answered by tasks that work still.
+            agent.ends.send_replace(true);
+            while sockets.join_next().await.is_some() {}
             tasks.shutdown().await;
             agent.end_audit().await;
             let (outcome, installer) = outcome?;
@@ -263,7 +271,11 @@ impl Agent {
         }
     }
 
-    fn serve_sockets(self: &Arc<Self>, tasks: &mut JoinSet<()>) -> Result<(), Error> {
+    fn serve_sockets(
+        self: &Arc<Self>,
+        tasks: &mut JoinSet<()>,
+        sockets: &mut JoinSet<()>,
+    ) -> Result<(), Error> {
         let lines = self.journal.scope("cni-plugin");
         let lines =
             LogSocket::start(lines, self.log.clone(), self.metrics.clone()).map_err(Error::Runtime)?;
@@ -295,17 +307,34 @@ impl Agent {
             journal: self.journal.clone(),
             log: self.log.clone(),
         };
-        tasks.spawn(self.clone().socket(plugin_socket::MODE, HealthPart::PluginSocket, plugins));
-        tasks.spawn(self.clone().socket(log_socket::MODE, HealthPart::LogSocket, lines));
+        sockets.spawn(self.clone().socket(plugin_socket::MODE, HealthPart::PluginSocket, plugins));
+        sockets.spawn(self.clone().socket(log_socket::MODE, HealthPart::LogSocket, lines));
         if !self.config.ambient.is_off {
             let events = EventSocket { ambient: self.ambient.clone() };
-            tasks.spawn(self.clone().socket(ambient::MODE, HealthPart::EventSocket, events));
+            sockets.spawn(self.clone().socket(ambient::MODE, HealthPart::EventSocket, events));
         }
         Ok(())
     }
 
-    /// Serves a unix socket, as soon as it can be had, and again when somebody has removed it.
+    /// Serves a unix socket, as soon as it can be had, and again when somebody has removed it, until the agent ends.
     async fn socket<H: Handler>(self: Arc<Self>, mode: u32, part: HealthPart, handler: H) {
+        tokio::select! {
+            biased;
+            () = self.clone().serve_socket(mode, part, handler) => {}
+            // Where it is not served there is nobody to answer.
+            () = async {
+                self.is_ending().await;
+                tokio::time::sleep(LAST_ANSWERS).await;
+            } => {}
+        }
+    }
+
+    async fn is_ending(&self) {
+        // The sender lives as long as the agent.
+        let _ = self.ends.subscribe().wait_for(|ends| *ends).await;
+    }
+
+    async fn serve_socket<H: Handler>(self: Arc<Self>, mode: u32, part: HealthPart, handler: H) {
         let path = self.config.run_dir.join(H::NAME);
         let handler = Arc::new(handler);
         loop {
@@ -313,7 +342,8 @@ impl Agent {
                 Ok(socket) => {
                     self.health.ready(part);
                     self.log.settled(&[("path", &path.display())]);
-                    match socket.serve(handler.clone(), self.metrics.clone()).await {
+                    match socket.serve(handler.clone(), self.metrics.clone(), self.is_ending()).await {
+                        Gone::Ended => return,
                         Gone::Removed => self.log.warn(
                             "another process removed a socket; it is made again",
                             &[("path", &path.display())],

@@ -7,7 +7,7 @@ use std::hash::Hash;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvFlags, recv};
 use tokio::sync::{Notify, oneshot};
@@ -17,6 +17,8 @@ use crate::CountClosed;
 /// How long a connection may last, with all of its requests: a client that does not read its answers would keep its place for good.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a connection may be silent where no other one comes.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How often it is looked whether one can make room where none could.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
@@ -123,6 +125,23 @@ impl<K: Copy + Eq + Hash> ConnectionPlaces<K> {
             }
             // Not only until one is free: one that was heard can make room, too.
             let _ = tokio::time::timeout(LOOK_AGAIN, self.0.freed.notified()).await;
+        }
+    }
+
+    /// Waits until all have been answered, for so long at most. Who asks nothing within a moment is not waited for.
+    pub(super) async fn emptied(&self, limit: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < limit {
+            {
+                let state = self.state();
+                let is_silent = |held: &Held<K>| {
+                    began.elapsed() >= LAST_WORDS && held.is_idle() && !held.progress.has_answered()
+                };
+                if state.held.values().all(is_silent) {
+                    return;
+                }
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 

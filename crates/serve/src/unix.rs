@@ -20,6 +20,8 @@ use super::{ACCEPT_PAUSE, BACKLOG, CountClosed, Error, Handler, ServedAnswer, te
 
 /// How often a unix socket looks whether its file is still there.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a process that ends answers: a plugin waits a second.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Longest path of a unix socket in bytes, the final zero left out (unix(7), `sun_path`).
 pub(super) const MAX_SOCKET_PATH: usize = 107;
 /// Users that may not ask and are told so at once; more are hung up on.
@@ -51,6 +53,8 @@ pub enum Gone {
     Removed,
     /// The file is another process's.
     Replaced,
+    /// The process ends.
+    Ended,
 }
 
 /// Answer to an unauthorised peer.
@@ -143,8 +147,15 @@ impl UnixSocket {
         Ok(Self { listener, path: path.to_owned(), inode })
     }
 
-    /// Serves until the task is aborted, or until the file is gone or another process's, so that nobody can come any more.
-    pub async fn serve<H: Handler, C: CountClosed>(self, handler: Arc<H>, counted: Arc<C>) -> Gone {
+    /// Serves until the task is aborted, or until the file is gone or another process's, so that nobody can come any more; or until `end`: then the file
+    /// goes, and whoever has asked until then is answered, for [`LAST_ANSWERS`] at most.
+    pub async fn serve<H: Handler, C: CountClosed>(
+        self,
+        handler: Arc<H>,
+        counted: Arc<C>,
+        end: impl Future<Output = ()>,
+    ) -> Gone {
+        let mut end = std::pin::pin!(end);
         let own = rustix::process::geteuid().as_raw();
         let (trusted, others) =
             (ConnectionPlaces::new(H::MAX_CONNECTIONS), ConnectionPlaces::new(H::MAX_OF_OTHERS));
@@ -152,7 +163,14 @@ impl UnixSocket {
         let mut look = tokio::time::interval(LOOK);
         loop {
             let accepted = tokio::select! {
+                // Who has connected before the end is heard.
+                biased;
                 accepted = self.listener.accept() => accepted,
+                () = &mut end => {
+                    drop(self);
+                    tokio::join!(trusted.emptied(LAST_ANSWERS), others.emptied(LAST_ANSWERS));
+                    return Gone::Ended;
+                }
                 _ = look.tick() => match self.gone() {
                     Some(gone) => return gone,
                     None => continue,

@@ -23,6 +23,7 @@ use rundir::policy::{
 };
 use tokio::sync::watch;
 
+use super::PolicyLeaver;
 use super::pod_point::PodPointKeeper;
 use crate::ambient::{AmbientConfig, open_host};
 use crate::pods_report::seconds;
@@ -44,6 +45,8 @@ pub(crate) struct PolicyAnswers {
     pub(crate) keeper: Option<Arc<PodPointKeeper>>,
     /// What was denied.
     pub(crate) book: Option<Arc<DenialBook>>,
+    /// Knows whether policies are not enforced any more.
+    pub(crate) leaver: Arc<PolicyLeaver>,
 }
 
 // === impl PolicyAnswers ===
@@ -56,6 +59,10 @@ impl PolicyHandle for PolicyAnswers {
     ) -> PolicyFuture<Result<PrepareAnswer, String>> {
         let own = self.clone();
         Box::pin(async move {
+            if own.leaver.has_begun() {
+                // What isolates others goes, and nobody would end a guard.
+                return Ok(PrepareAnswer { in_force: true, ..PrepareAnswer::default() });
+            }
             let PrepareRequest { uid, namespace, name, labels, addresses, interface, .. } = request;
             // What a runtime calls it may not be what the network plugin made.
             let interface = match addresses.is_empty() {

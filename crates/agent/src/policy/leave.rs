@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use facts::PodRef;
@@ -23,6 +24,7 @@ use crate::backends::Backends;
 use crate::finder::{self, wanted_netns};
 use crate::health::{Health, HealthPart};
 use crate::kept_facts::KeptFacts;
+use crate::policy_file::UNFINISHED;
 use crate::rights;
 use crate::slots::{Slots, Task};
 
@@ -42,6 +44,8 @@ pub(crate) struct PolicyLeaver {
     pub(crate) health: Arc<Health>,
     /// Whether this agent enforces policies, or did until now.
     pub(crate) enforces: bool,
+    /// Whether it has begun to remove what this agent enforces.
+    pub(crate) has_begun: AtomicBool,
     pub(crate) log: Scope,
 }
 
@@ -66,9 +70,12 @@ impl PolicyLeaver {
         loop {
             // From here on plugins go by a configuration without policies.
             let is_installed = self.health.is_ready(HealthPart::Install);
-            let is_quiet = self.leave_pods().await && self.cluster.state().synced && is_installed;
+            // Pods that are listed only now may not be among those that are looked at.
+            let are_known = self.cluster.state().synced;
+            let is_quiet = self.leave_pods().await && are_known && is_installed;
             if is_quiet && was_quiet {
-                return self.forget();
+                self.forget();
+                return self.log.info("nothing of network policies is left in the pods of this node", &[]);
             }
             was_quiet = is_quiet;
             tokio::time::sleep(AGAIN).await;
@@ -77,6 +84,7 @@ impl PolicyLeaver {
 
     /// The agent goes for good; nothing of it enforces policies any more.
     pub(crate) async fn leave_all(&self) {
+        self.has_begun.store(true, Ordering::Relaxed);
         self.leave_node().await;
         if self.may_be_in_pods() && !self.tell_lack() {
             self.leave_pods().await;
@@ -85,12 +93,23 @@ impl PolicyLeaver {
 
     /// The plugin is off the node: nothing comes any more.
     pub(crate) async fn finish(&self) {
-        if self.may_be_in_pods()
-            && rights::lack(&self.config.proc_root()).is_none()
-            && self.leave_pods().await
-        {
-            self.forget();
+        if !self.may_be_in_pods() || rights::lack(&self.config.proc_root()).is_some() {
+            return;
         }
+        let are_known = self.cluster.state().synced;
+        match self.leave_pods().await && are_known {
+            true => self.forget(),
+            false => {
+                let text = "not all pods could be looked at, so that some may keep rules of network policies; what says that policies were enforced here \
+                            stays, and the next agent goes on";
+                self.log.warn(text, &[]);
+            }
+        }
+    }
+
+    /// Whether policies are not enforced any more, because the agent goes for good.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Relaxed)
     }
 
     fn may_be_in_pods(&self) -> bool {
@@ -133,7 +152,7 @@ impl PolicyLeaver {
 
     /// Whether no pod has anything any more.
     async fn leave_pods(&self) -> bool {
-        let policed = match self.policed().await {
+        let (policed, are_found) = match self.policed().await {
             Ok(policed) => policed,
             Err(error) => {
                 let text = "pods that may have rules of network policies cannot be looked for";
@@ -155,7 +174,7 @@ impl PolicyLeaver {
                 (pod, done.map_err(PodPointFailure::from).and_then(|done| done))
             });
         }
-        let mut is_done = true;
+        let mut is_done = are_found;
         while let Some(done) = works.join_next().await {
             match done {
                 Ok((_, Ok(Change::None))) => {}
@@ -183,8 +202,9 @@ impl PolicyLeaver {
         is_done
     }
 
-    /// Each namespace once: those that plugins noted, of which no process may run yet, and those of pods that run.
-    async fn policed(&self) -> Result<Vec<PolicedNetns>, String> {
+    /// Each namespace once: those that plugins noted, of which no process may run yet, and those of pods that run. And whether these are all: not where
+    /// the system did not let a pod be looked for.
+    async fn policed(&self) -> Result<(Vec<PolicedNetns>, bool), String> {
         let (config, run_dir) = (self.config.clone(), self.run_dir.clone());
         let pods: Vec<(PodRef, WantedPod)> = {
             let index = self.cluster.index();
@@ -210,7 +230,9 @@ impl PolicyLeaver {
         };
         let (found, unknown) =
             tokio::task::spawn_blocking(look).await.map_err(|error| error.to_string())??;
+        let mut are_all = true;
         for (pod, why) in unknown {
+            are_all &= !matches!(why, MissingNetns::Failed(_));
             // Where nothing runs, nothing is isolated.
             if matches!(why, MissingNetns::Failed(_) | MissingNetns::Several(_) | MissingNetns::OtherOwner) {
                 let text =
@@ -218,13 +240,17 @@ impl PolicyLeaver {
                 self.log.warn(text, &[("pod", &pod), ("reason", &why)]);
             }
         }
-        Ok(found)
+        Ok((found, are_all))
     }
 
-    /// Removes what says that policies were enforced here.
+    /// Removes what says that policies were enforced here, and a snapshot that was not finished.
     fn forget(&self) {
         let [snapshot, noted] = self.marks();
-        for removed in [std::fs::remove_file(&snapshot), std::fs::remove_dir_all(&noted)] {
+        let unfinished = snapshot.with_extension(UNFINISHED);
+        let files = [&unfinished, &snapshot].map(std::fs::remove_file);
+        // Where there is nothing else it was made for this.
+        let _ = std::fs::remove_dir(&self.state_dir);
+        for removed in files.into_iter().chain([std::fs::remove_dir_all(&noted)]) {
             match removed {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -28,7 +28,7 @@ impl Agent {
         installer: JoinHandle<Installer>,
         ambient: tokio::task::JoinHandle<()>,
         end: &mut ProcessEnd,
-        mut tasks: JoinSet<()>,
+        tasks: [JoinSet<()>; 2],
     ) -> Result<(), Error> {
         let pods = self.ambient.clone().clean_up(ambient);
         let work = async {
@@ -42,7 +42,9 @@ impl Agent {
             installer = work => installer?,
             () = shutdown::is_there_again(self) => return Err(shutdown::start_over(self).into()),
         };
-        tasks.shutdown().await;
+        for mut tasks in tasks {
+            tasks.shutdown().await;
+        }
         self.end_audit().await;
         // Facts were written while the sockets were served.
         self.clean_up(&installer);

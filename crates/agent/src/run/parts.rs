@@ -1,5 +1,6 @@
 //! The parts of an agent, each with what it needs of the others.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -209,6 +210,7 @@ impl SharedParts<'_> {
             state_dir: config.state_dir.clone(),
             health: self.health.clone(),
             enforces: config.policy.is_some(),
+            has_begun: AtomicBool::new(false),
             log: self.journal.scope("policy"),
         })
     }

@@ -100,3 +100,31 @@ async fn a_connection_ends_with_its_place() {
     let limit = Duration::from_secs(20);
     assert_eq!(tokio::time::timeout(limit, work).await.unwrap().unwrap(), Ending::Evicted);
 }
+
+#[tokio::test]
+async fn an_end_waits_for_answers_and_not_for_who_asks_nothing() {
+    let places = ConnectionPlaces::new(4);
+    let limit = Duration::from_secs(30);
+    places.emptied(limit).await;
+    let silent = take(&places, "silent").unwrap();
+    silent.progress.was_heard();
+    places.emptied(limit).await;
+    let asking = take(&places, "asking").unwrap();
+    asking.progress.begin();
+    let waits = tokio::spawn({
+        let places = places.clone();
+        async move { places.emptied(limit).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waits.is_finished(), "it is being answered");
+    asking.progress.end();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!waits.is_finished(), "the answer is on its way");
+    drop(asking);
+    waits.await.unwrap();
+    // And for nobody without end.
+    let stuck = take(&places, "stuck").unwrap();
+    stuck.progress.begin();
+    places.emptied(Duration::from_millis(50)).await;
+    drop((silent, stuck));
+}
