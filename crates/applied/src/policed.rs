@@ -3,7 +3,7 @@
 //! The plugin leaves it in an ADD, with the addresses that the pod has: an agent that starts later finds pods that wait for their policies, and
 //! at the end of a pod it is known which addresses are given to others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::sandbox::{self, Sandbox, all_in, write_in};
 use super::{Error, RecordKey, list, name_of, remove_file};
@@ -49,6 +49,15 @@ pub fn keep<'a>(
         }
     }
     Ok(gone)
+}
+
+/// The same with the file of each.
+///
+/// # Errors
+/// As of [`all`].
+pub fn files(run_dir: &Path) -> Result<Vec<(PathBuf, Sandbox)>, Error> {
+    let files = list(&run_dir.join(rundir::POLICED_DIR))?.into_iter().take(sandbox::MAX_FILES);
+    Ok(files.filter_map(|path| sandbox::read(&path).map(|(_, said)| (path, said))).collect())
 }
 
 /// The pods that are there, the last one first. What is not believed, or cannot be read, is left out.

@@ -14,7 +14,7 @@ use trusted::Links;
 use super::{Error, MAX_HEAD, Origin, RecordKey, head, list, name_of, parse_head, remove_file, replace};
 
 /// The most files that are read.
-const MAX_FILES: usize = 16 << 10;
+pub(super) const MAX_FILES: usize = 16 << 10;
 
 /// A pod's network namespace as the runtime named it.
 #[derive(Debug, Clone, PartialEq, Eq)]

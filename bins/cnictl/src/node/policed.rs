@@ -17,9 +17,21 @@ const MOUNTED: &str = "/host";
 
 /// Namespaces that may have such rules.
 pub(super) struct PolicedPlaces {
-    pods: Vec<(String, Netns)>,
+    pods: Vec<PolicedPod>,
     run_dir: PathBuf,
     errors: Vec<String>,
+}
+
+struct PolicedPod {
+    /// For people.
+    name: String,
+    netns: Netns,
+}
+
+/// What says which pods may have rules, and that there were any: it goes when these have gone.
+pub(super) struct PolicyRecords<'a> {
+    pub(super) run_dir: &'a Path,
+    pub(super) state_dir: &'a Path,
 }
 
 /// Names of what is there, or was; and what could not be looked at or removed.
@@ -45,7 +57,7 @@ impl PolicedPlaces {
             let paths = [in_container, sandbox.path];
             let netns = paths.into_iter().filter_map(|path| Netns::open(path).ok());
             let netns = netns.into_iter().find(|netns| netns.id() == sandbox.origin.netns)?;
-            Some((format!("network policies of pod {}", sandbox.origin.pod), netns))
+            Some(PolicedPod { name: of_pod(&sandbox.origin.pod), netns })
         });
         Self { pods: pods.collect(), run_dir: run_dir.to_owned(), errors }
     }
@@ -79,7 +91,7 @@ impl PolicedPlaces {
         let node =
             in_host(|inside| does(inside.inside(), Kernel { nftables: &Nftables, iptables: &of_node }));
         let node = [("network policies on the node".to_owned(), node)];
-        let pods = self.pods.iter().map(|(name, netns)| {
+        let pods = self.pods.iter().map(|PolicedPod { name, netns }| {
             let done = netns.enter(|inside| does(inside, Kernel { nftables: &Nftables, iptables: &of_pods }));
             (name.clone(), done)
         });
@@ -92,4 +104,45 @@ impl PolicedPlaces {
         }
         (found, errors)
     }
+}
+
+// === impl PolicyRecords ===
+
+impl PolicyRecords<'_> {
+    /// The paths, as far as something is there.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        let paths = [self.state_dir.join(rundir::POLICIES_NAME), self.run_dir.join(rundir::POLICED_DIR)];
+        paths.into_iter().filter(|path| path.exists()).collect()
+    }
+
+    /// Removes them after a clean-up that had these errors: all if it had none; else those of pods without one. Gives the paths that are gone.
+    pub(super) fn remove(&self, errors: &[String]) -> KernelNames {
+        let (mut gone, mut failed) = (Vec::new(), Vec::new());
+        if !errors.is_empty() {
+            let is_clean =
+                |pod: &str| !errors.iter().any(|error| error.starts_with(&format!("{}: ", of_pod(pod))));
+            for (path, sandbox) in applied::policed::files(self.run_dir).unwrap_or_default() {
+                if is_clean(&sandbox.origin.pod)
+                    && let Err(error) = std::fs::remove_file(&path)
+                {
+                    failed.push(format!("remove {}: {error}", path.display()));
+                }
+            }
+            return (gone, failed);
+        }
+        for path in self.paths() {
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match removed {
+                Ok(()) => gone.push(path.display().to_string()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => failed.push(format!("remove {}: {error}", path.display())),
+            }
+        }
+        (gone, failed)
+    }
+}
+
+fn of_pod(pod: &str) -> String {
+    format!("network policies of pod {pod}")
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 
 use super::places::{NodePlaces, PlaceArgs, directory};
-use super::policed::PolicedPlaces;
+use super::policed::{PolicedPlaces, PolicyRecords};
 use super::{agent, host_side, policed};
 use crate::output::{Format, VerbAnswer, one_line, structured};
 use crate::question::confirm;
@@ -112,9 +112,11 @@ impl UninstallArgs {
         let places = &self.places.places();
         let (options, leftovers) = (self.options(places), self.leftovers(places));
         let mut plan = Report::of(install::plan_uninstall(&options, &leftovers), true);
-        let policed = PolicedPlaces::find(&places.run_dir);
+        let records = PolicyRecords { run_dir: &places.run_dir, state_dir: &places.state_dir };
         plan.add_host_side(host_side::look());
-        plan.add_kernel(policed.look());
+        plan.add_kernel(PolicedPlaces::find(&places.run_dir).look());
+        let paths = records.paths().into_iter().map(|path| path.display().to_string());
+        plan.add_kernel((paths.collect(), Vec::new()));
         plan.say_recorded(&places.run_dir);
         places.own_dirs().into_iter().for_each(|dir| plan.plan_dir_removal(dir));
         let needed = self.needed();
@@ -128,7 +130,10 @@ impl UninstallArgs {
         }
         let mut report = Report::of(install::uninstall(&options, &leftovers), false);
         report.add_host_side(host_side::remove());
-        report.add_kernel(policed.remove());
+        // Anew: pods were added until the plugin was off the node. What says where they are goes last.
+        let (found, errors) = PolicedPlaces::find(&places.run_dir).remove();
+        report.add_kernel((found, errors.clone()));
+        report.add_kernel(records.remove(&errors));
         report.say_recorded(&places.run_dir);
         places.own_dirs().into_iter().for_each(|dir| report.remove_if_empty(dir));
         report.say_needed(needed);
@@ -175,7 +180,6 @@ impl UninstallArgs {
             UNCAPTURED_DIR,
             rundir::APPLIED_DIR,
             rundir::SANDBOXES_DIR,
-            rundir::POLICED_DIR,
             rundir::SETTINGS_DIR,
             PLUGIN_TIMES_NAME,
             LOCKS_NAME,
@@ -183,7 +187,7 @@ impl UninstallArgs {
             NEXT_LOCK_NAME,
         ];
         paths.extend(names.map(|name| run_dir.join(name)));
-        paths.extend([FACTS_DIR, BOOT_NAME, rundir::POLICIES_NAME].map(|name| places.state_dir.join(name)));
+        paths.extend([FACTS_DIR, BOOT_NAME].map(|name| places.state_dir.join(name)));
         if self.purge {
             let names =
                 std::fs::read_dir(run_dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
@@ -234,7 +238,7 @@ impl Report {
         self.add_kernel((parts.into_iter().map(host_side::HostSidePart::name).collect(), errors));
     }
 
-    /// Adds what is in the kernel, by its names.
+    /// Adds what is in the kernel, by its names, and files that go with it.
     fn add_kernel(&mut self, (names, errors): policed::KernelNames) {
         let step = |name: String| Step { action: Action::Deleted, path: name.into(), note: None };
         self.steps.extend(names.into_iter().map(step));

@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
+use anyhow::ensure;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
-use testkit::TestNetns;
+use testkit::{PATIENCE, TestNetns, eventually};
 
 use crate::machine::{CALICO, Machine, Snapshot};
 
@@ -85,6 +86,49 @@ fn rules_of_network_policies_go_from_pods() {
     let text = machine.run("uninstall --yes").ok();
     assert!(text.contains(&format!("{line}\n")) && text.contains("NODE/run/policed deleted\n"), "{text}");
     assert_eq!(pod.nft_text().unwrap(), before);
+}
+
+/// What says where rules may be stays where a clean-up failed, and the next run goes by it.
+#[test]
+fn records_of_policies_go_only_where_their_pods_are_clean() {
+    let (machine, _) = installed(&[]);
+    let (clean, busy) = (TestNetns::new().unwrap(), TestNetns::new().unwrap());
+    clean.nft("add table inet istio-policy-mangle").unwrap();
+    // A table that a process owns is nobody else's to delete.
+    let nft = || Command::new("nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut owner = busy.enter(|_| nft()).unwrap().unwrap();
+    let line = b"add table inet istio-policy-mangle { flags owner; }\n";
+    owner.stdin.as_mut().unwrap().write_all(line).unwrap();
+    let owner = testkit::Process::new(owner);
+    let has_table = || busy.nft_text().unwrap().contains("istio-policy-mangle");
+    let wait = |is_there: bool| {
+        eventually("the table comes and goes with its owner", PATIENCE, || {
+            ensure!(has_table() == is_there, "there: {}", !is_there);
+            Ok(())
+        })
+        .unwrap();
+    };
+    wait(true);
+    for (pod, name) in [(&clean, "clean"), (&busy, "busy")] {
+        let netns = netns::Netns::open(pod.path()).unwrap();
+        let origin = applied::Origin {
+            netns: netns.id(),
+            pod: format!("shop/{name}"),
+            uid: format!("5d1f-{name}"),
+            interface: "eth0".into(),
+            addresses: vec![[10, 9, 0, 7].into()],
+        };
+        let sandbox = applied::sandbox::Sandbox { origin, path: netns.path().to_owned() };
+        applied::policed::write(&machine.path("run"), name, "eth0", &sandbox).unwrap();
+    }
+    machine.run("uninstall --yes").fails(1, &["network policies of pod shop/busy"]);
+    assert!(has_table() && !clean.nft_text().unwrap().contains("istio-policy-mangle"));
+    let left = applied::policed::all(&machine.path("run")).unwrap();
+    assert_eq!(left.iter().map(|left| &*left.origin.pod).collect::<Vec<_>>(), ["shop/busy"]);
+    drop(owner);
+    wait(false);
+    let text = machine.run("uninstall --yes").ok();
+    assert!(text.contains("NODE/run/policed deleted\n") && !machine.path("run/policed").exists(), "{text}");
 }
 
 /// An agent that holds the node's lock and serves nothing yet installs the plugin again all the same.
