@@ -37,6 +37,8 @@ pub struct PodBook {
     /// What policies come to for addresses of Services, where that is known.
     services: ClassServices,
     pods: BTreeMap<LocalName, BookedPod>,
+    /// How many pods there were.
+    last: u64,
 }
 
 impl PodBook {
@@ -51,6 +53,7 @@ impl PodBook {
             sets: BookedSets::default(),
             services: ClassServices::new(),
             pods: BTreeMap::new(),
+            last: 0,
         }
     }
 
@@ -102,7 +105,7 @@ impl PodBook {
 
     /// A pod is to be looked at that may have rules of an earlier time.
     pub fn look_at(&mut self, name: LocalName) {
-        self.pods.entry(name).or_default().is_unknown();
+        self.entry(name).is_unknown();
     }
 
     /// A pod has another namespace than before, in which nothing is known to be.
@@ -187,13 +190,29 @@ impl PodBook {
 
     /// A job was done: the pod has its rules. Not where the pod was to be looked at again meanwhile, or has moved.
     pub fn done(&mut self, name: &LocalName, job: &PodJob) -> bool {
-        let Some(pod) = self.pods.get_mut(name).filter(|pod| pod.is_at_work) else { return false };
+        let Some(pod) = self.pods.get_mut(name) else { return false };
+        if !pod.is_at_work || pod.number != job.number {
+            return false;
+        }
         pod.is_at_work = false;
         (pod.loaded, pod.last) = (Some(job.rules.clone()), job.rules.clone());
         if pod.rules.is_none() && job.rules.is_none() {
             self.pods.remove(name);
         }
         true
+    }
+
+    /// Whether a job is still of the pod of that name: it may have gone meanwhile, and another one may have come.
+    pub fn is_of(&self, name: &LocalName, job: &PodJob) -> bool {
+        self.pods.get(name).is_some_and(|pod| pod.number == job.number)
+    }
+
+    fn entry(&mut self, name: LocalName) -> &mut BookedPod {
+        let last = &mut self.last;
+        self.pods.entry(name).or_insert_with(|| {
+            *last += 1;
+            BookedPod { number: *last, ..BookedPod::default() }
+        })
     }
 
     /// The pods that have rules, or are to have them.
@@ -235,7 +254,7 @@ impl PodBook {
         rules.iter().for_each(|rules| self.sets.take(rules, index));
         let before = self.pods.get(name).and_then(|pod| pod.rules.as_ref());
         before.iter().for_each(|rules| self.sets.release(rules));
-        self.pods.entry(name.clone()).or_default().set(classes, scope, rules)
+        self.entry(name.clone()).set(classes, scope, rules)
     }
 
     fn change_class(&mut self, class: &Arc<PolicyClass>, index: &PolicyIndex) -> Vec<LocalName> {

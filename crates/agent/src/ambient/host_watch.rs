@@ -69,11 +69,14 @@ impl Ambient {
         let mut kept = kept.map_err(|error: NotReady| error.to_string())?;
         watch.add(&kept, NUMBER).map_err(|error| error.to_string())?;
         let mut last: Option<Instant> = None;
-        while events.recv().await.is_some() {
+        // Something was committed while programs of ours worked, by these or by others.
+        let mut is_unclear = false;
+        while is_unclear || events.recv().await.is_some() {
             let first = Instant::now();
-            if !self.is_changed(&mut kept)? {
+            if !self.is_changed(&mut kept)? && !is_unclear {
                 continue;
             }
+            is_unclear = false;
             while first.elapsed() < STORM && tokio::time::timeout(QUIET, events.recv()).await.is_ok() {}
             if let Some(last) = last {
                 tokio::time::sleep_until(last + self.host_look_pause()).await;
@@ -82,6 +85,10 @@ impl Ambient {
             self.is_changed(&mut kept)?;
             if self.is_at_rest() {
                 self.verify_host().await;
+                if self.looks_at_host_by_programs() {
+                    is_unclear = self.is_changed(&mut kept)?;
+                    self.take_host_writers();
+                }
             }
             last = Some(Instant::now());
         }
@@ -89,10 +96,12 @@ impl Ambient {
     }
 
     fn host_look_pause(&self) -> Duration {
-        match self.host().map(HostSide::backend) {
-            Ok(Backend::Nftables) => AT_MOST_EVERY,
-            Ok(Backend::Iptables) | Err(_) => AT_MOST_EVERY_BY_PROGRAMS,
-        }
+        if self.looks_at_host_by_programs() { AT_MOST_EVERY_BY_PROGRAMS } else { AT_MOST_EVERY }
+    }
+
+    /// Whether the node's rules are in iptables, so that programs of ours commit what is put right: the kernel names these as it names others.
+    pub(super) fn looks_at_host_by_programs(&self) -> bool {
+        !matches!(self.host().map(HostSide::backend), Ok(Backend::Nftables))
     }
 
     /// Whether somebody else has changed rules, or may have; who is noted. Of the routing each new pod changes something, and nothing that concerns us.
@@ -105,7 +114,7 @@ impl Ambient {
             let names = |uid: &str| pod_of(uid).map(|pod| pod.pod_ref().to_string());
             let writers = &mut self.host_writers().since;
             for commit in &others {
-                if !writers.iter().any(|known| known.pid == Some(commit.pid)) && writers.len() < WRITERS {
+                if writers.len() < WRITERS && !writers.iter().any(|known| known.pid == Some(commit.pid)) {
                     writers.push(node_writer(commit, &proc_root, &names));
                 }
             }
@@ -117,13 +126,9 @@ impl Ambient {
         self.node.writers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who else has committed since the last look at the node's rules, in words.
-    pub(super) fn take_host_writers(&self) -> String {
-        let writers = std::mem::take(&mut self.host_writers().since);
-        match writers.is_empty() {
-            true => Culprit::unknown().to_string(),
-            false => writers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
-        }
+    /// Who else has committed since this was asked last.
+    pub(super) fn take_host_writers(&self) -> Vec<Culprit> {
+        std::mem::take(&mut self.host_writers().since)
     }
 
     /// Writes an Event about the node, once in an hour.
@@ -141,5 +146,13 @@ impl Ambient {
         let events = self.telling.events.clone();
         // No look waits for the API server.
         tokio::spawn(async move { events.about_node(true, RESTORED, &text).await });
+    }
+}
+
+/// Writers in words.
+pub(super) fn told(writers: &[Culprit]) -> String {
+    match writers.is_empty() {
+        true => Culprit::unknown().to_string(),
+        false => writers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
     }
 }

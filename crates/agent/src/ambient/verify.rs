@@ -151,9 +151,16 @@ impl Ambient {
                 Ok::<_, NotReady>(repaired)
             })
         };
-        // Who commits from here on may be heard of after it has done so.
+        // Before anything is put right: what programs of ours commit is heard of as anybody's.
+        let by_programs = self.looks_at_host_by_programs();
+        let mut writers = self.take_host_writers();
         let looked = self.in_kernel(verify).await;
-        let writers = self.take_host_writers();
+        // Who committed meanwhile may be heard of only now.
+        let since = self.take_host_writers();
+        if writers.is_empty() && !by_programs {
+            writers = since;
+        }
+        let writers = super::host_watch::told(&writers);
         match looked {
             Ok(Ok(Ok(repaired))) => {
                 if repaired.rules {

@@ -3,6 +3,7 @@
 mod failure;
 mod hearing;
 mod load;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,14 +13,11 @@ use std::time::{Duration, Instant};
 use capture::ambient::{PROBE_V4, PROBE_V6};
 use cluster::{Cluster, Queue};
 use enforcement::{
-    AttachedPod, ClassServices, PodBook, PodJob, PointCharge, PointError, PointLook, PolicyPoint, SetContent,
-    StartedPods,
+    AttachedPod, ClassServices, PodBook, PointCharge, PointError, PointLook, PolicyPoint, StartedPods,
 };
 use facts::PodRef;
-use kernel::watch::KeptSockets;
-use kernel::{Change, Choice};
+use kernel::Choice;
 use netns::Netns;
-use netns::find::SearchRoots;
 use policy::compile::DenialAnswer;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 use ruleset::Backend;
@@ -28,9 +26,9 @@ use tokio::task::JoinError;
 
 use crate::backends::Backends;
 use crate::events::Events;
-use crate::finder::{self, FindFailure, Finder, wanted_netns};
+use crate::finder::Finder;
 use crate::pods::{self, Reconcile};
-use crate::slots::{Slots, Task};
+use crate::slots::Slots;
 pub(super) use failure::PodPointFailure;
 use hearing::PodHearing;
 use metrics::Metrics;
@@ -133,13 +131,16 @@ impl PolicyPoint for PodPolicyPoint {
         index: &PolicyIndex,
         pods: &dyn Fn(&LocalName) -> PointCharge,
     ) -> Result<(), PointError> {
+        let touched = self.keeper.book().apply(effects, index, pods);
+        // After the book: who works on such a pod asks it before anything is kept.
         for effect in effects {
             if let PolicyEffect::PodGoes(pod) = effect {
+                self.settled.remove(pod);
                 self.keeper.places().remove(pod);
+                self.keeper.guarded().remove(pod);
                 self.keeper.hearing.forget(pod);
             }
         }
-        let touched = self.keeper.book().apply(effects, index, pods);
         self.keeper.count_waiting();
         touched.iter().for_each(|name| self.keeper.queue.push(pod_of(name)));
         Ok(())
@@ -260,91 +261,6 @@ impl PodPointKeeper {
     fn is_placed(&self, name: &LocalName) -> bool {
         self.tunnelled(name).is_some() || self.places().contains_key(name)
     }
-
-    /// The namespace of a pod; nothing where it has none to be worked on.
-    pub(super) async fn locate(
-        &self,
-        name: &LocalName,
-        pod: Option<&facts::Object>,
-    ) -> Result<(Arc<Netns>, SearchRoots), PodPointFailure> {
-        let host = self.host().map_err(PodPointFailure::Host)?;
-        let roots = SearchRoots { proc_root: self.parts.proc_root.clone(), host: host.id() };
-        if let Some(netns) = self.tunnelled(name) {
-            return Ok((netns, roots));
-        }
-        let known = self.places().get(name).cloned();
-        if let Some(netns) = known.filter(|netns| finder::is_still(netns)) {
-            return Ok((netns, roots));
-        }
-        let missing = netns::find::MissingNetns::NoProcess;
-        let pod = pod.ok_or(PodPointFailure::Find(FindFailure::Missing(missing)))?;
-        let wanted = wanted_netns(pod, &self.parts.kernel_network_runtime_classes);
-        let found = Arc::new(self.finder.find(&roots, wanted, Vec::new).await?);
-        self.places().insert(name.clone(), found.clone());
-        Ok((found, roots))
-    }
-
-    async fn work_on(&self, name: &LocalName) -> Result<(), PodPointFailure> {
-        let pod = self.parts.cluster.index().pod(&name.namespace, &name.name).cloned();
-        // A plugin tells of a pod before its watch does.
-        let is_over = pod.as_ref().map_or_else(|| !self.is_placed(name), |pod| pod.is_terminal());
-        if is_over {
-            self.places().remove(name);
-            self.hearing.forget(name);
-            return Ok(());
-        }
-        let key = pod.as_ref().map_or_else(|| pod_of(name), |pod| pod.pod_ref());
-        let Some(job) = self.book().job(name) else { return Ok(()) };
-        let found = self.locate(name, pod.as_deref()).await;
-        let (netns, roots) = match found {
-            Ok(found) => found,
-            // Nothing runs there, so there is nothing to remove.
-            Err(PodPointFailure::Find(FindFailure::Missing(_))) if job.rules.is_none() => {
-                if self.guarded().get(name).is_some_and(|until| Instant::now() < *until) {
-                    return Err(PodPointFailure::NotYet);
-                }
-                self.book().done(name, &job);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        if let Some(found) = too_many(&job, self.parts.most_elements) {
-            return Err(PodPointFailure::TooMany { found, most: self.parts.most_elements });
-        }
-        let (backends, backend) = (self.parts.backends.clone(), self.book().backend());
-        let addresses = pod.as_ref().map(|pod| pod.ips()).unwrap_or_default();
-        let (doing, at) = (job.clone(), netns.id());
-        let is_new = job.rules.is_some() && !self.hearing.is_in(name, at);
-        let load = move || -> Result<(Change, Option<KeptSockets>), PodPointFailure> {
-            netns::find::belongs_to(&netns, roots.host, &addresses, &finder::addresses)?;
-            // What comes while it is loaded is looked at again. Without them the pod is looked at by turns.
-            let open = |inside: &netns::Inside| KeptSockets::open_inside(inside, &netns).ok();
-            netns.enter(|inside| {
-                let kept = if is_new { open(inside) } else { None };
-                Ok((load::load(inside, backends.kernel(), backend, &doing)?, kept))
-            })?
-        };
-        let (change, kept) = self.parts.slots.run(&key, Task::Program, load).await??;
-        if is_new {
-            self.hearing.add(name, at, kept);
-        } else if job.rules.is_none() {
-            self.hearing.forget(name);
-        }
-        self.parts.backends.log_warnings(&self.parts.log);
-        let is_known = self.book().done(name, &job);
-        self.guarded().remove(name);
-        if let Some(told) = self.tunnel_loaded.get().filter(|_| is_known && job.judges_tunnel) {
-            told(name);
-        }
-        if job.lacks_services && !job.is_repeat {
-            let text = "the lists of Services were waited for and are not complete: a pod's rules judge addresses of Services as any other until they are";
-            self.parts.log.warn(text, &[("pod", &key)]);
-        }
-        if job.is_repeat && !is_new && change != Change::None {
-            self.tell_repair(name, &key);
-        }
-        Ok(())
-    }
 }
 
 impl Reconcile for PodPointKeeper {
@@ -396,15 +312,6 @@ fn lacks_nftables(proc_root: &Path) -> bool {
     let host = Netns::open(proc_root.join("1/ns/net")).ok();
     let support = host.and_then(|host| host.enter(kernel::nft::probe).ok()?.ok());
     support.is_some_and(|support| !support.tables)
-}
-
-/// How many elements a job writes as a whole, if that is too many.
-fn too_many(job: &PodJob, most: usize) -> Option<usize> {
-    let whole = job.sets.iter().filter_map(|set| match &set.content {
-        SetContent::Whole(all) => Some(all.len()),
-        SetContent::Changes(_) => None,
-    });
-    Some(whole.sum()).filter(|found| *found > most)
 }
 
 fn pod_of(name: &LocalName) -> PodRef {

@@ -8,6 +8,8 @@ use policy::index::{PeerMember, PeerSet, PodClasses, TunnelJudge};
 
 #[derive(Debug, Default)]
 pub(super) struct BookedPod {
+    /// Of each pod another one, also where they have the same name.
+    pub(super) number: u64,
     pub(super) classes: PodClasses,
     pub(super) scope: PodScope,
     /// The rules that it is to have.

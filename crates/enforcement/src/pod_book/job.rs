@@ -15,6 +15,8 @@ use super::sets::{BookedSets, members_of};
 /// What is to be done in a pod's namespace.
 #[derive(Debug, Clone)]
 pub struct PodJob {
+    /// By which the book knows the pod.
+    pub(super) number: u64,
     /// The rules that it is to have; nothing: none.
     pub rules: Option<Arc<CompiledPod>>,
     /// Those that it is known to have.
@@ -79,6 +81,7 @@ impl PodBook {
         pod.loaded = None;
         pod.is_at_work = true;
         Some(PodJob {
+            number: pod.number,
             rules: pod.rules.clone(),
             before,
             last: pod.last.clone(),

@@ -211,3 +211,19 @@ fn rules_wait_for_lists_of_services_until_everything_is_compared_again_and_no_lo
     setup.book.adopt(&setup.index, Vec::new(), &|_| PointCharge::Its);
     assert!(setup.book.job(&name("a")).is_none());
 }
+
+#[test]
+fn a_job_of_a_pod_that_has_gone_says_nothing_about_the_next_one_of_its_name() {
+    let mut setup = Setup::new();
+    let (job, _) = setup.job();
+    assert!(setup.book.is_of(&name("a"), &job));
+    let effects = setup.index.local_pod(&setup.world, &name("a"), None);
+    setup.book.apply(&effects, &setup.index, &|_| PointCharge::Its);
+    assert!(!setup.book.is_of(&name("a"), &job) && !setup.book.done(&name("a"), &job));
+    setup.pod("a", "10.0.0.9", &[("app", "a")], true);
+    assert!(!setup.book.is_of(&name("a"), &job));
+    let (next, _) = setup.job();
+    assert!(!setup.book.done(&name("a"), &job) && setup.book.waits(&name("a")));
+    assert!(setup.book.is_of(&name("a"), &next) && setup.book.done(&name("a"), &next));
+    assert!(!setup.book.waits(&name("a")));
+}

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use ::verification::{Culprit, Haste};
 use facts::PodRef;
-use kernel::watch::{KeptSockets, Noticed};
+use kernel::watch::{KeptSockets, Noticed, RulesetCommit};
 use netns::NetnsId;
 use policy::index::LocalName;
 use tokio::sync::mpsc;
 
 use super::super::told::{BETWEEN_EVENTS, REPAIRED};
 use super::{PodPointKeeper, pod_of};
-use crate::verification::{NetnsWatch, node_writer};
+use crate::verification::{NetnsWatch, node_writer, printable};
 
 /// When a pod is looked at in which somebody commits without end.
 const LATER: Duration = Duration::from_millis(100);
@@ -40,8 +40,9 @@ struct HeardPod {
     haste: Haste,
     /// It is going to be looked at.
     is_due: bool,
-    /// Who has committed last.
+    /// Who has committed last, and whether that was since it was told.
     writer: Option<Culprit>,
+    is_news: bool,
     /// When an Event was written last.
     told: Option<Instant>,
 }
@@ -73,6 +74,7 @@ impl PodHearing {
             haste: Haste::default(),
             is_due: false,
             writer: None,
+            is_news: false,
             told: None,
         };
         let before = pods.numbers.insert(name.clone(), number);
@@ -103,18 +105,30 @@ impl PodHearing {
         drop(gone);
     }
 
-    /// Who has committed last in a pod's namespace. It is told once.
+    /// Who has committed last in a pod's namespace. It is told once, and to be asked before anything is put right: what programs of ours commit is heard of
+    /// as anybody's.
     pub(super) fn writer(&self, name: &LocalName) -> Option<Culprit> {
         let mut pods = self.pods();
         let number = *pods.numbers.get(name)?;
-        pods.entries.get_mut(&number)?.writer.take()
+        let entry = pods.entries.get_mut(&number)?;
+        std::mem::take(&mut entry.is_news).then(|| entry.writer.clone())?
+    }
+
+    /// Programs of ours have loaded rules in a pod's namespace: nobody is named for what was committed until now. Whether something was.
+    pub(super) fn loaded_by_programs(&self, name: &LocalName) -> bool {
+        let mut pods = self.pods();
+        let Some(number) = pods.numbers.get(name).copied() else { return false };
+        let Some(entry) = pods.entries.get_mut(&number) else { return false };
+        entry.is_news = false;
+        let heard = entry.kept.as_mut().map(KeptSockets::take_events);
+        heard.is_some_and(|heard| heard.map_or(true, |heard| heard.lost || !heard.commits.is_empty()))
     }
 
     /// Takes what the kernel tells of a namespace; `culprit` names who makes a commit. The pod that is to be looked at, and when.
     fn take(
         &self,
         number: u64,
-        culprit: impl Fn(&kernel::watch::RulesetCommit) -> Culprit,
+        culprit: impl Fn(&RulesetCommit) -> Culprit,
     ) -> Option<(LocalName, Duration)> {
         let mut pods = self.pods();
         let entry = pods.entries.get_mut(&number)?;
@@ -126,7 +140,11 @@ impl PodHearing {
             return None;
         }
         if let Some(commit) = foreign {
-            entry.writer = Some(culprit(commit));
+            entry.is_news = true;
+            // Who is known is not looked up again: somebody may commit without end.
+            if !entry.writer.as_ref().is_some_and(|known| is_of(known, commit)) {
+                entry.writer = Some(culprit(commit));
+            }
         }
         let now = self.began.elapsed();
         let name = entry.name.clone();
@@ -205,16 +223,16 @@ impl PodPointKeeper {
         }
     }
 
-    fn look_again(&self, name: &LocalName) {
+    pub(super) fn look_again(&self, name: &LocalName) {
         if self.book().disturbed(name) {
             self.queue.push(pod_of(name));
         }
     }
 
     /// Rules in a pod's namespace were not as they should be, and are again.
-    pub(super) fn tell_repair(&self, name: &LocalName, pod: &PodRef) {
+    pub(super) fn tell_repair(&self, name: &LocalName, pod: &PodRef, writer: Option<Culprit>) {
         self.parts.metrics.policy_repaired("pod");
-        let by = self.hearing.writer(name).map_or_else(|| "unknown".to_owned(), |writer| writer.to_string());
+        let by = writer.map_or_else(|| "unknown".to_owned(), |writer| writer.to_string());
         let text = "the rules of a pod's policies differed from what is wanted; they are put right";
         self.parts.log.warn(text, &[("pod", pod), ("by", &by)]);
         if !self.hearing.may_tell(name) {
@@ -227,4 +245,9 @@ impl PodPointKeeper {
         );
         tokio::spawn(async move { events.warn(&pod, REPAIRED, &text).await });
     }
+}
+
+/// Whether a commit is of a writer that is known.
+fn is_of(known: &Culprit, commit: &RulesetCommit) -> bool {
+    commit.pid != 0 && known.pid == Some(commit.pid) && known.command == printable(&commit.command)
 }

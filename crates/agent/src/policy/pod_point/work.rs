@@ -1,0 +1,154 @@
+//! What the book wants of a pod is carried out where its processes are.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use enforcement::{PodJob, SetContent};
+use facts::PodRef;
+use kernel::Change;
+use kernel::watch::KeptSockets;
+use netns::Netns;
+use netns::find::SearchRoots;
+use policy::index::LocalName;
+use ruleset::Backend;
+
+use super::{PodPointFailure, PodPointKeeper, load, pod_of};
+use crate::finder::{self, FindFailure, wanted_netns};
+use crate::slots::Task;
+
+// === impl PodPointKeeper ===
+
+impl PodPointKeeper {
+    /// The namespace of a pod; nothing where it has none to be worked on.
+    pub(in super::super) async fn locate(
+        &self,
+        name: &LocalName,
+        pod: Option<&facts::Object>,
+    ) -> Result<(Arc<Netns>, SearchRoots), PodPointFailure> {
+        let host = self.host().map_err(PodPointFailure::Host)?;
+        let roots = SearchRoots { proc_root: self.parts.proc_root.clone(), host: host.id() };
+        if let Some(netns) = self.tunnelled(name) {
+            return Ok((netns, roots));
+        }
+        let known = self.places().get(name).cloned();
+        if let Some(netns) = known.filter(|netns| finder::is_still(netns)) {
+            return Ok((netns, roots));
+        }
+        let missing = netns::find::MissingNetns::NoProcess;
+        let pod = pod.ok_or(PodPointFailure::Find(FindFailure::Missing(missing)))?;
+        let wanted = wanted_netns(pod, &self.parts.kernel_network_runtime_classes);
+        let found = Arc::new(self.finder.find(&roots, wanted, Vec::new).await?);
+        self.places().insert(name.clone(), found.clone());
+        Ok((found, roots))
+    }
+
+    pub(super) async fn work_on(&self, name: &LocalName) -> Result<(), PodPointFailure> {
+        let pod = self.parts.cluster.index().pod(&name.namespace, &name.name).cloned();
+        // A plugin tells of a pod before its watch does.
+        let is_over = pod.as_ref().map_or_else(|| !self.is_placed(name), |pod| pod.is_terminal());
+        if is_over {
+            self.places().remove(name);
+            self.hearing.forget(name);
+            return Ok(());
+        }
+        let key = pod.as_ref().map_or_else(|| pod_of(name), |pod| pod.pod_ref());
+        let Some(job) = self.book().job(name) else { return Ok(()) };
+        let (netns, roots) = match self.locate(name, pod.as_deref()).await {
+            Ok(found) => found,
+            // Nothing runs there, so there is nothing to remove.
+            Err(PodPointFailure::Find(FindFailure::Missing(_))) if job.rules.is_none() => {
+                if self.guarded().get(name).is_some_and(|until| Instant::now() < *until) {
+                    return Err(PodPointFailure::NotYet);
+                }
+                self.book().done(name, &job);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let (at, done) = (netns.clone(), self.carry_out(name, &key, &job, (netns, roots)).await);
+        match done {
+            Ok(true) => Ok(()),
+            Err(error) if self.book().is_of(name, &job) => Err(error),
+            // It has gone meanwhile, and what was found of it is not the next one's of its name.
+            Ok(false) | Err(_) => {
+                self.places().retain(|known, netns| known != name || *netns != at);
+                Ok(())
+            }
+        }
+    }
+
+    fn addresses(&self, name: &LocalName) -> Vec<IpAddr> {
+        let index = self.parts.cluster.index();
+        index.pod(&name.namespace, &name.name).map(|pod| pod.ips()).unwrap_or_default()
+    }
+
+    /// Whether the pod was there still when it was done.
+    async fn carry_out(
+        &self,
+        name: &LocalName,
+        key: &PodRef,
+        job: &PodJob,
+        (netns, roots): (Arc<Netns>, SearchRoots),
+    ) -> Result<bool, PodPointFailure> {
+        if let Some(found) = too_many(job, self.parts.most_elements) {
+            return Err(PodPointFailure::TooMany { found, most: self.parts.most_elements });
+        }
+        let (backends, backend) = (self.parts.backends.clone(), self.book().backend());
+        let addresses = self.addresses(name);
+        let (doing, at) = (job.clone(), netns.id());
+        let is_new = job.rules.is_some() && !self.hearing.is_in(name, at);
+        let writer = self.hearing.writer(name);
+        let by_programs = backend == Backend::Iptables;
+        let load = move || -> Result<(Change, Option<KeptSockets>), PodPointFailure> {
+            netns::find::belongs_to(&netns, roots.host, &addresses, &finder::addresses)?;
+            // Without them the pod is looked at by turns.
+            let open = |inside: &netns::Inside| KeptSockets::open_inside(inside, &netns).ok();
+            netns.enter(|inside| {
+                // What comes while it is loaded is looked at again, but for what programs of ours commit.
+                let before = if is_new && !by_programs { open(inside) } else { None };
+                let change = load::load(inside, backends.kernel(), backend, &doing)?;
+                Ok((change, if is_new && by_programs { open(inside) } else { before }))
+            })?
+        };
+        let (change, kept) = self.parts.slots.run(key, Task::Program, load).await??;
+        self.parts.backends.log_warnings(&self.parts.log);
+        let mut book = self.book();
+        if !book.is_of(name, job) {
+            return Ok(false);
+        }
+        // While the book is held, so that a pod which goes now is forgotten after that.
+        if is_new {
+            self.hearing.add(name, at, kept);
+        } else if job.rules.is_none() {
+            self.hearing.forget(name);
+        }
+        let is_known = book.done(name, job);
+        drop(book);
+        if by_programs && !is_new && change != Change::None && self.hearing.loaded_by_programs(name) {
+            // Others may have been among them.
+            self.look_again(name);
+        }
+        self.guarded().remove(name);
+        if let Some(told) = self.tunnel_loaded.get().filter(|_| is_known && job.judges_tunnel) {
+            told(name);
+        }
+        if job.lacks_services && !job.is_repeat {
+            let text = "the lists of Services were waited for and are not complete: a pod's rules judge addresses of Services as any other until they are";
+            self.parts.log.warn(text, &[("pod", key)]);
+        }
+        if job.is_repeat && !is_new && change != Change::None {
+            self.tell_repair(name, key, writer);
+        }
+        Ok(true)
+    }
+}
+
+/// How many elements a job writes as a whole, if that is too many.
+fn too_many(job: &PodJob, most: usize) -> Option<usize> {
+    let whole = job.sets.iter().filter_map(|set| match &set.content {
+        SetContent::Whole(all) => Some(all.len()),
+        SetContent::Changes(_) => None,
+    });
+    Some(whole.sum()).filter(|found| *found > most)
+}
