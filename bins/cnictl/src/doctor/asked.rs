@@ -176,7 +176,7 @@ impl AskedAgent {
             let why = if pod.problem.is_empty() { &pod.state } else { &pod.problem };
             format!("{}/{} ({})", pod.namespace, pod.name, one_line(why))
         };
-        let names = |pods: &[&&rundir::pods::PodReport]| some(pods.iter().map(|pod| name(&pod)).collect());
+        let names = |pods: &[&&rundir::pods::PodReport]| some(pods.iter().map(name).collect());
         let (all, good) = (expected.len(), expected.len() - bad.len() - open.len());
         match (bad.is_empty(), open.is_empty()) {
             (false, _) => CheckFinding::failed(
@@ -222,7 +222,7 @@ fn uncaptured(run_dir: &Path) -> CheckFinding {
         Err(dir) => CheckFinding::unknown(format!("{} may not be looked at", dir.display())),
         Ok(pods) if pods.is_empty() => CheckFinding::ok("no pod was let through without capture"),
         Ok(pods) => CheckFinding::failed(
-            format!("{} pods started without capture: {}", pods.len(), some(pods.clone())),
+            format!("{} pods started without capture: {}", pods.len(), some(pods)),
             "delete them when the cause, in their event StartedWithoutCapture, is gone",
         ),
     }
