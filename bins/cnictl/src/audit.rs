@@ -23,7 +23,7 @@ enum AuditVerb {
     Tail(tail::TailArgs),
     Query(query::QueryArgs),
     Top(top::TopArgs),
-    Verify(verify::VerifyArgs),
+    Verify(verify::AuditVerifyArgs),
 }
 
 impl AuditArgs {

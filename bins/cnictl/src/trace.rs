@@ -21,12 +21,12 @@ use crate::output::{Format, Usage, VerbAnswer, print_now};
 use crate::pods::{
     LocatedNetns, LookedPod, NOTHING, NodeProcesses, PARTLY_UNKNOWN, SelectArgs, Viewer, observe,
 };
-use packets::Packets;
+use packets::TracedPackets;
 use report::{TraceReport, TracedPacket};
 
 /// The longest time that packets may be traced for: a forgotten trace costs the pod.
 const LONGEST: Duration = Duration::from_secs(60);
-/// Packets a second that are traced, whatever comes: each makes some twenty messages.
+/// TracedPackets a second that are traced, whatever comes: each makes some twenty messages.
 const RATE: u32 = 20;
 /// A packet that nothing more is told of for this long has ended here.
 const QUIET: Duration = Duration::from_millis(100);
@@ -57,13 +57,13 @@ pub(crate) struct TraceArgs {
     /// Its namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// Packets from here
+    /// TracedPackets from here
     #[arg(long, value_name = "IP[:PORT]", value_parser = parse_end)]
     from: Option<FlowEnd>,
-    /// Packets to there, such as 10.0.0.5:443, 10.0.0.5 or :443
+    /// TracedPackets to there, such as 10.0.0.5:443, 10.0.0.5 or :443
     #[arg(long, value_name = "IP[:PORT]", value_parser = parse_end)]
     to: Option<FlowEnd>,
-    /// Packets of this protocol (tcp where a port is given)
+    /// TracedPackets of this protocol (tcp where a port is given)
     #[arg(long, value_enum)]
     protocol: Option<TracedProtocol>,
     /// Only what comes to the pod
@@ -180,7 +180,7 @@ impl TraceArgs {
         observed: &ObservedNetns,
     ) -> Result<VerbAnswer> {
         let shows = !self.raw && self.output == Format::Table;
-        let mut packets = Packets::default();
+        let mut packets = TracedPackets::default();
         let mut is_read = !shows || print_now(&report.head())?;
         let deadline = Instant::now() + self.duration;
         let mut told = false;
@@ -205,7 +205,7 @@ impl TraceArgs {
 
     fn take_ended(
         &self,
-        packets: &mut Packets,
+        packets: &mut TracedPackets,
         report: &mut TraceReport,
         observed: &ObservedNetns,
         shows: bool,

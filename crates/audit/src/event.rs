@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use rundir::denials::{DenialEnd, DenialRecord, DeniedIcmp, DenyingPolicies};
+use rundir::denials::{DenialEnd, DenialRecord, DeniedConnection, DenyingPolicies};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use telemetry::time_text;
@@ -55,21 +55,9 @@ pub struct AuditEvent {
     /// `src` or `dst`: whose node saw it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub reporter: String,
-    /// Who sent it; absent where only the number of packets is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<DenialEnd>,
-    /// To whom.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub destination: Option<DenialEnd>,
-    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub protocol: String,
-    /// Type and code of an ICMP message.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub icmp: Option<DeniedIcmp>,
-    /// Of the first TCP segment.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub tcp_flags: String,
+    /// Of the first packet.
+    #[serde(flatten)]
+    pub connection: DeniedConnection,
     /// What denies it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<DenyingPolicies>,
@@ -176,11 +164,11 @@ impl AuditEvent {
             allowed: Some(record.allowed),
             traffic_direction: record.traffic_direction.clone(),
             reporter: record.reporter.clone(),
-            source: masked(&record.source),
-            destination: masked(&record.destination),
-            protocol: record.protocol.clone(),
-            icmp: record.icmp,
-            tcp_flags: record.tcp_flags.clone(),
+            connection: DeniedConnection {
+                source: masked(&record.connection.source),
+                destination: masked(&record.connection.destination),
+                ..record.connection.clone()
+            },
             policy: Some(record.policy.clone()),
             packets: Some(record.packets + record.suppressed),
             limited: record.suppressed,
@@ -255,7 +243,7 @@ mod tests {
 
     use std::path::Path;
 
-    use rundir::denials::NearRule;
+    use rundir::denials::{DeniedIcmp, NearRule};
     use serde_json::Value;
 
     use super::*;
@@ -288,11 +276,13 @@ mod tests {
             allowed: Some(false),
             traffic_direction: text("INGRESS"),
             reporter: text("dst"),
-            source: Some(end.clone()),
-            destination: Some(end),
-            protocol: text("TCP"),
-            icmp: Some(DeniedIcmp { kind: 3, code: 1 }),
-            tcp_flags: text("SYN"),
+            connection: DeniedConnection {
+                source: Some(end.clone()),
+                destination: Some(end),
+                protocol: text("TCP"),
+                icmp: Some(DeniedIcmp { kind: 3, code: 1 }),
+                tcp_flags: text("SYN"),
+            },
             policy: Some(policy),
             packets: Some(3),
             limited: 1,

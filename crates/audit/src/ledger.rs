@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use rundir::denials::{DenialEnd, DenialRecord};
+use rundir::denials::{DenialEnd, DenialRecord, DeniedConnection};
 
 use crate::event::{AddressMask, AuditEvent, RuleKey};
 
@@ -32,7 +32,7 @@ pub struct LedgerConfig {
 
 /// See the module.
 #[derive(Debug)]
-pub struct Ledger {
+pub struct AuditLedger {
     config: LedgerConfig,
     rules: BTreeMap<RuleKey, RuleWindow>,
     /// What each rule had counted of which records have been taken.
@@ -67,9 +67,9 @@ struct FlowWindow {
     logged: u64,
 }
 
-// === impl Ledger ===
+// === impl AuditLedger ===
 
-impl Ledger {
+impl AuditLedger {
     /// Without records.
     pub fn new(config: LedgerConfig, now: Instant) -> Self {
         let tokens = (f64::from(config.rate), now);
@@ -96,8 +96,11 @@ impl Ledger {
         }
         let window = self.rules.entry(rule).or_insert_with(|| RuleWindow::new(now, &event));
         window.limited += record.suppressed;
-        let (Some(source), Some(destination)) = (&event.source, &event.destination) else { return None };
-        let key = (name(source), name(destination), event.protocol.clone(), destination.port);
+        let (Some(source), Some(destination)) = (&event.connection.source, &event.connection.destination)
+        else {
+            return None;
+        };
+        let key = (name(source), name(destination), event.connection.protocol.clone(), destination.port);
         if let Some(flow) = window.flows.get_mut(&key) {
             flow.add(&event, record.packets);
             return None;
@@ -161,14 +164,7 @@ impl Ledger {
 
 impl RuleWindow {
     fn new(now: Instant, event: &AuditEvent) -> Self {
-        let like = AuditEvent {
-            source: None,
-            destination: None,
-            protocol: String::new(),
-            icmp: None,
-            tcp_flags: String::new(),
-            ..event.clone()
-        };
+        let like = AuditEvent { connection: DeniedConnection::default(), ..event.clone() };
         let (flows, many, distinct) = (HashMap::new(), None, HashSet::new());
         Self { began: now, flows, many, distinct, limited: 0, like }
     }
@@ -180,14 +176,14 @@ impl RuleWindow {
 
     /// Adds packets to those that are not told apart.
     fn add_many(&mut self, event: &AuditEvent, packets: u64) {
-        let to = event.destination.as_ref().and_then(|end| end.ip);
+        let to = event.connection.destination.as_ref().and_then(|end| end.ip);
         if let Some(to) = to.filter(|_| self.distinct.len() < MOST_DISTINCT) {
             self.distinct.insert(to);
         }
         let many =
             self.many.get_or_insert_with(|| FlowWindow { event: event.clone(), waiting: 0, logged: 0 });
         many.add(event, packets);
-        many.event.destination = Some(DenialEnd {
+        many.event.connection.destination = Some(DenialEnd {
             kind: "many".to_owned(),
             distinct: self.distinct.len(),
             ..DenialEnd::default()
@@ -280,8 +276,8 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(10);
 
-    fn ledger(now: Instant) -> Ledger {
-        Ledger::new(LedgerConfig { window: WINDOW, rate: 1000, mask: None }, now)
+    fn ledger(now: Instant) -> AuditLedger {
+        AuditLedger::new(LedgerConfig { window: WINDOW, rate: 1000, mask: None }, now)
     }
 
     /// A record from the `number`th source; `accounted` is what all records of the rule come to with it.
@@ -292,8 +288,11 @@ mod tests {
         };
         DenialRecord {
             kind: "policy_violation".to_owned(),
-            source: (packets > 0).then(|| end(number)).flatten(),
-            destination: (packets > 0).then(|| end(255)).flatten(),
+            connection: DeniedConnection {
+                source: (packets > 0).then(|| end(number)).flatten(),
+                destination: (packets > 0).then(|| end(255)).flatten(),
+                ..DeniedConnection::default()
+            },
             policy: DenyingPolicies { id: "ic1:1".to_owned(), ..DenyingPolicies::default() },
             netns: 7,
             packets,
@@ -359,16 +358,19 @@ mod tests {
     #[test]
     fn who_tries_many_destinations_makes_few_lines() {
         let now = Instant::now();
-        let mut ledger = Ledger::new(LedgerConfig { window: WINDOW, rate: 10, mask: None }, now);
+        let mut ledger = AuditLedger::new(LedgerConfig { window: WINDOW, rate: 10, mask: None }, now);
         let mut at_once = 0;
         for number in 0..10_000_u32 {
             let mut record = record(1, 1, 0, u64::from(number) + 1);
-            record.destination.as_mut().unwrap().ip =
+            record.connection.destination.as_mut().unwrap().ip =
                 Some(IpAddr::from((0x0a01_0000 + number).to_be_bytes()));
             at_once += u64::from(ledger.take(&record, now).is_some());
         }
         let lines = ledger.tick(now + WINDOW, false);
-        let many = lines.iter().filter_map(|line| line.destination.as_ref()).find(|end| end.kind == "many");
+        let many = lines
+            .iter()
+            .filter_map(|line| line.connection.destination.as_ref())
+            .find(|end| end.kind == "many");
         assert_eq!((at_once, lines.len(), many.unwrap().distinct), (10, 991, 9000));
         assert_eq!(sum(&lines) + at_once, 10_000);
     }
@@ -377,7 +379,7 @@ mod tests {
     fn addresses_outside_are_masked() {
         let mask = AddressMask::parse("/24,/48");
         let event = AuditEvent::of(&record(9, 1, 0, 1), mask);
-        assert_eq!(event.source.unwrap().ip, Some(IpAddr::from([10, 0, 0, 0])));
+        assert_eq!(event.connection.source.unwrap().ip, Some(IpAddr::from([10, 0, 0, 0])));
         for text in ["", "24,48", "/33,/48", "/24", "/24,/129"] {
             assert_eq!(AddressMask::parse(text), None, "{text}");
         }

@@ -11,8 +11,8 @@ use crate::*;
 const SCHEMA: &str = "test/v1";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-fn limits(bytes: u64) -> Limits {
-    Limits { bytes, age: DAY, files: 1000, keep: 7 * DAY, gid: None }
+fn limits(bytes: u64) -> FileLimits {
+    FileLimits { bytes, age: DAY, files: 1000, keep: 7 * DAY, gid: None }
 }
 
 fn set(dir: &Path) -> FileSet {
@@ -30,7 +30,7 @@ fn write(writer: &mut ChainWriter, count: u64) {
     }
 }
 
-fn check(dir: &Path) -> Result<Option<Verified>, Broken> {
+fn check(dir: &Path) -> Result<Option<Verified>, BrokenChain> {
     verify(&set(dir).list().unwrap(), &[])
 }
 
@@ -159,7 +159,7 @@ fn old_and_surplus_files_are_removed_from_the_oldest_on() {
     }
     drop(open(dir.path(), 2000));
     assert_eq!(set(dir.path()).list().unwrap(), files[2..]);
-    let limits = Limits { files: 3, ..limits(2000) };
+    let limits = FileLimits { files: 3, ..limits(2000) };
     drop(ChainWriter::open(set(dir.path()), SCHEMA, limits, now).unwrap());
     assert_eq!(set(dir.path()).list().unwrap(), files[files.len() - 4..]);
     let verified = check(dir.path()).unwrap().unwrap();
@@ -170,7 +170,7 @@ fn old_and_surplus_files_are_removed_from_the_oldest_on() {
 fn files_of_days_are_one_chain() {
     let dir = tempfile::tempdir().unwrap();
     let set = FileSet { dir: dir.path().to_owned(), naming: Naming::Daily("usage".to_owned()) };
-    let limits = Limits { files: 35, keep: 100 * DAY, ..limits(0) };
+    let limits = FileLimits { files: 35, keep: 100 * DAY, ..limits(0) };
     let begin = SystemTime::now();
     let (mut writer, _) = ChainWriter::open(set.clone(), SCHEMA, limits, begin).unwrap();
     for day in 0..40 {

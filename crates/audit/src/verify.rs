@@ -27,7 +27,7 @@ pub struct Anchor {
 
 /// The first place where a chain is broken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Broken {
+pub enum BrokenChain {
     /// A file that cannot be read.
     #[error("{}: line {line}: cannot be read: {cause}", path.display())]
     Unreadable {
@@ -98,20 +98,20 @@ pub enum Broken {
 ///
 /// # Errors
 /// The first place where the chain is broken.
-pub fn verify(paths: &[PathBuf], anchors: &[Anchor]) -> Result<Option<Verified>, Broken> {
+pub fn verify(paths: &[PathBuf], anchors: &[Anchor]) -> Result<Option<Verified>, BrokenChain> {
     let mut verified: Option<Verified> = None;
     for path in paths {
         verify_file(path, anchors, &mut verified)?;
     }
     let last = verified.as_ref().map_or(0, |verified| verified.last.seq);
     match anchors.iter().find(|anchor| anchor.seq > last) {
-        Some(anchor) => Err(Broken::Truncated { last, anchor: anchor.clone() }),
+        Some(anchor) => Err(BrokenChain::Truncated { last, anchor: anchor.clone() }),
         None => Ok(verified),
     }
 }
 
-fn verify_file(path: &Path, anchors: &[Anchor], verified: &mut Option<Verified>) -> Result<(), Broken> {
-    let unreadable = |line, cause: std::io::Error| Broken::Unreadable {
+fn verify_file(path: &Path, anchors: &[Anchor], verified: &mut Option<Verified>) -> Result<(), BrokenChain> {
+    let unreadable = |line, cause: std::io::Error| BrokenChain::Unreadable {
         path: path.to_owned(),
         line,
         cause: cause.to_string(),
@@ -120,23 +120,23 @@ fn verify_file(path: &Path, anchors: &[Anchor], verified: &mut Option<Verified>)
     for (text, line) in found.zip(1..) {
         let text = text.map_err(|cause| unreadable(line, cause))?;
         if !text.is_whole {
-            return Err(Broken::Torn { path: path.to_owned(), line });
+            return Err(BrokenChain::Torn { path: path.to_owned(), line });
         }
         let sealed = SealedLine::check(&text.text);
-        let sealed = sealed.map_err(|cause| Broken::Line { path: path.to_owned(), line, cause })?;
+        let sealed = sealed.map_err(|cause| BrokenChain::Line { path: path.to_owned(), line, cause })?;
         let link = &sealed.link;
         if let Some(before) = verified.as_ref().map(|verified| &verified.last) {
             let (expected, seq) = (before.seq + 1, link.seq);
             if seq != expected {
-                return Err(Broken::Missing { path: path.to_owned(), line, expected, found: seq });
+                return Err(BrokenChain::Missing { path: path.to_owned(), line, expected, found: seq });
             }
             if !sealed.follows(before) {
-                return Err(Broken::Replaced { path: path.to_owned(), line, seq });
+                return Err(BrokenChain::Replaced { path: path.to_owned(), line, seq });
             }
         }
         let of = |anchor: &&Anchor| anchor.seq == link.seq && !link.hash.starts_with(&anchor.hash_prefix);
         if let Some(anchor) = anchors.iter().find(of) {
-            return Err(Broken::Rewritten { anchor: anchor.clone() });
+            return Err(BrokenChain::Rewritten { anchor: anchor.clone() });
         }
         let verified =
             verified.get_or_insert_with(|| Verified { lines: 0, first: link.seq, last: link.clone() });

@@ -14,7 +14,7 @@ const MODE: u32 = 0o640;
 
 /// How large and old files become.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
+pub struct FileLimits {
     /// Bytes of a file; not of one for a day.
     pub bytes: u64,
     /// After this another file is begun.
@@ -45,7 +45,7 @@ pub enum ChainStart {
 pub struct ChainWriter {
     set: FileSet,
     schema: &'static str,
-    limits: Limits,
+    limits: FileLimits,
     link: ChainLink,
     file: Option<LiveFile>,
     packing: Option<std::thread::JoinHandle<()>>,
@@ -85,7 +85,7 @@ impl ChainWriter {
     pub fn open(
         set: FileSet,
         schema: &'static str,
-        limits: Limits,
+        limits: FileLimits,
         now: SystemTime,
     ) -> io::Result<(Self, ChainStart)> {
         let mut builder = std::fs::DirBuilder::new();

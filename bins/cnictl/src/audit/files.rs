@@ -176,7 +176,7 @@ impl Filters {
     pub(super) fn matcher(&self) -> impl Fn(&AuditEvent) -> bool + '_ {
         let oldest = self.oldest();
         move |event| {
-            let ends = || event.source.iter().chain(&event.destination);
+            let ends = || event.connection.source.iter().chain(&event.connection.destination);
             let verdict = |wanted: &String| match wanted.to_ascii_lowercase().as_str() {
                 "denied" => ["DROPPED", "REJECTED"].contains(&event.verdict.as_str()),
                 wanted => event.verdict.eq_ignore_ascii_case(wanted),
@@ -249,9 +249,9 @@ fn row(event: &AuditEvent, is_wide: bool) -> Vec<String> {
     let mut row = vec![
         event.time.clone(),
         verdict.clone(),
-        told(&event.source, false),
-        told(&event.destination, true),
-        or_none(&event.protocol),
+        told(&event.connection.source, false),
+        told(&event.connection.destination, true),
+        or_none(&event.connection.protocol),
         or_none(&event.traffic_direction.to_ascii_lowercase()),
         or_none(&policy.map(|policy| policy.selecting.join(",")).unwrap_or_default()),
         packets,
@@ -275,9 +275,9 @@ fn csv_row(event: &AuditEvent) -> Vec<String> {
         [&event.time, &event.end_time, &event.kind, &event.verdict, &event.traffic_direction]
             .map(Clone::clone);
     let mut row = vec![time, end_time, kind, verdict, direction];
-    row.extend(end(&event.source).into_iter().chain(end(&event.destination)));
+    row.extend(end(&event.connection.source).into_iter().chain(end(&event.connection.destination)));
     let last = [
-        event.protocol.clone(),
+        event.connection.protocol.clone(),
         policies,
         number(event.packets),
         event.limited.to_string(),

@@ -109,8 +109,11 @@ fn names(event: &AuditEvent, by: TopBy) -> Vec<String> {
         end.as_ref().map_or_else(|| "-".to_owned(), |end| DenialEnd { port: None, ..end.clone() }.told())
     };
     let is_egress = event.traffic_direction == "EGRESS";
-    let (own, peer) =
-        if is_egress { (&event.source, &event.destination) } else { (&event.destination, &event.source) };
+    let (own, peer) = if is_egress {
+        (&event.connection.source, &event.connection.destination)
+    } else {
+        (&event.connection.destination, &event.connection.source)
+    };
     let policies = event.policy.as_ref();
     match by {
         TopBy::Policy => policies.map(|policy| policy.selecting.clone()).unwrap_or_default(),

@@ -25,7 +25,7 @@ Exit codes: 0 whole, 1 broken, 2 wrong command line, 3 there are no lines";
 /// were removed at the end, or all written anew, shows by anchors: those that are named, and the note that the agent keeps beside the files.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(crate) struct VerifyArgs {
+pub(crate) struct AuditVerifyArgs {
     /// Files to be read in this order, in place of those of the directory
     files: Vec<PathBuf>,
     /// Number of a line and what its hash begins with
@@ -43,7 +43,7 @@ fn anchor(text: &str) -> Result<Anchor, String> {
     parts.map(|(seq, hash_prefix)| Anchor { seq, hash_prefix }).ok_or_else(|| "not SEQ:HASH".to_owned())
 }
 
-impl VerifyArgs {
+impl AuditVerifyArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let mut anchors = self.anchor.clone();
         let files = if self.files.is_empty() {

@@ -8,13 +8,13 @@ pub(super) const LOOPBACK: u32 = 1;
 /// The chains of the table that makes the trace which a packet meets first.
 const BEGINNINGS: [&str; 2] = ["prerouting", "output"];
 
-/// Packets of which more may be told.
+/// TracedPackets of which more may be told.
 #[derive(Debug, Default)]
-pub(super) struct Packets(Vec<Vec<TraceStep>>);
+pub(super) struct TracedPackets(Vec<Vec<TraceStep>>);
 
-// === impl Packets ===
+// === impl TracedPackets ===
 
-impl Packets {
+impl TracedPackets {
     /// Adds a step to its packet.
     pub(super) fn take(&mut self, step: TraceStep) {
         // The kernel gives a number again, to the next packet of a connection for one.
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_packet_that_comes_in_again_by_the_loopback_is_the_same() {
-        let mut packets = Packets::default();
+        let mut packets = TracedPackets::default();
         packets.take(step(7, None, 9, 4000));
         packets.take(step(8, Some(LOOPBACK), 1, 4000));
         packets.take(step(7, None, 9, 4000));
@@ -134,7 +134,7 @@ mod tests {
     fn a_number_that_comes_again_is_another_packet() {
         let first =
             |packet| TraceStep { table: format!("inet {}", trace::TABLE), ..step(packet, None, 9, 4000) };
-        let mut packets = Packets::default();
+        let mut packets = TracedPackets::default();
         packets.take(first(7));
         packets.take(step(7, None, 9, 4000));
         packets.take(first(7));
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_packet_that_was_dropped_does_not_come_again() {
-        let mut packets = Packets::default();
+        let mut packets = TracedPackets::default();
         packets.take(TraceStep { verdict: TraceVerdict::Drop, ..step(7, None, 9, 4000) });
         packets.take(step(8, Some(LOOPBACK), 1, 4000));
         assert_eq!(packets.ended().len(), 2);

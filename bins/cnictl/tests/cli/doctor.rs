@@ -80,7 +80,9 @@ fn a_healthy_node_is_all_right_and_each_fault_is_named() {
         (
             "a file that no agent changes comes first",
             |m| {
-                drop(m.files.write("net.d/00-a.json", r#"{"name":"a","cniVersion":"1.0.0","type":"bridge"}"#));
+                drop(
+                    m.files.write("net.d/00-a.json", r#"{"name":"a","cniVersion":"1.0.0","type":"bridge"}"#),
+                );
             },
             "installation.conflist",
             "00-a.json",

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use audit::{AUDIT_GAP, AddressMask, AuditEvent, AuditLog, Ledger, LedgerConfig, Limits, LogConfig, RuleKey};
+use audit::{
+    AUDIT_GAP, AddressMask, AuditEvent, AuditLedger, AuditLog, FileLimits, LedgerConfig, LogConfig, RuleKey,
+};
 use metrics::Metrics;
 use options::agent::{BadOption, Options, Setting};
 use policy::compile::LogMark;
@@ -32,7 +34,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct AuditConfig {
     path: Option<PathBuf>,
     to_stdout: bool,
-    limits: Limits,
+    limits: FileLimits,
     ledger: LedgerConfig,
     /// As they are told in the file.
     told: BTreeMap<String, String>,
@@ -49,7 +51,7 @@ pub(crate) struct AuditTrail {
 }
 
 struct TrailState {
-    ledger: Ledger,
+    ledger: AuditLedger,
     has_begun: bool,
     /// Lines that found no room, as far as they are counted.
     lost: u64,
@@ -90,7 +92,7 @@ impl AuditConfig {
             ),
         };
         let files = positive(Setting::AuditLogFiles, "audit-log-files", 1)?;
-        let limits = Limits {
+        let limits = FileLimits {
             bytes: positive(Setting::AuditLogMaxMb, "audit-log-max-mb", 1)? << 20,
             age: time(Setting::AuditLogMaxAge, "audit-log-max-age")?.max(TICK),
             files: usize::try_from(files).unwrap_or(usize::MAX),
@@ -174,7 +176,7 @@ impl AuditTrail {
             let link = standing.link.as_ref();
             metrics.audit_stands(link.map(|link| (link.hash.as_str(), link.seq)), standing.waiting);
         });
-        let ledger = Ledger::new(config.ledger, Instant::now());
+        let ledger = AuditLedger::new(config.ledger, Instant::now());
         let state = Mutex::new(TrailState { ledger, has_begun: false, lost: 0 });
         Ok(Arc::new(Self { log, node: node.to_owned(), boot_id, metrics, scope, state }))
     }

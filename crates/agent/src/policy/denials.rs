@@ -257,7 +257,8 @@ impl DenialReader {
 
 fn tell_line(log: &Scope, record: &DenialRecord) {
     let policies = record.policy.selecting.join(", ");
-    let (Some(source), Some(destination)) = (&record.source, &record.destination) else {
+    let (Some(source), Some(destination)) = (&record.connection.source, &record.connection.destination)
+    else {
         let text = match record.is_tried_out() {
             false => "policies have denied more packets than were logged",
             true => "policies that are only tried out would have denied more packets than were logged",
@@ -289,7 +290,7 @@ fn tell_line(log: &Scope, record: &DenialRecord) {
             ("direction", &record.traffic_direction),
             ("source", &from),
             ("destination", &to),
-            ("protocol", &record.protocol),
+            ("protocol", &record.connection.protocol),
             ("policies", &policies),
             ("nearest", &near),
             ("point", &record.point),

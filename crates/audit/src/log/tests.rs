@@ -4,7 +4,8 @@
 use rundir::denials::DenyingPolicies;
 
 use super::*;
-use crate::event::AUDIT_GAP;
+use crate::event::{AUDIT_GAP, AUDIT_START};
+use crate::files::lines;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -13,7 +14,7 @@ fn start(path: &Path) -> AuditLog {
     let config = LogConfig {
         path: Some(path.to_owned()),
         to_stdout: false,
-        limits: Limits { bytes: 50 << 20, age: day, files: 5, keep: 7 * day, gid: None },
+        limits: FileLimits { bytes: 50 << 20, age: day, files: 5, keep: 7 * day, gid: None },
         node: "n1".to_owned(),
         boot_id: "boot".to_owned(),
         version: "1".to_owned(),

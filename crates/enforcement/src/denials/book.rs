@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use policy::compile::{LogMark, LoggedFate};
-use rundir::denials::{DenialRecord, DenialsReport};
+use rundir::denials::{DenialRecord, DenialsReport, DeniedConnection};
 use telemetry::time_text;
 
 use super::batch::DenialBatch;
@@ -174,11 +174,7 @@ impl DenialBook {
         let mut record = DenialRecord {
             time: now.clone(),
             end_time: now,
-            source: None,
-            destination: None,
-            protocol: String::new(),
-            icmp: None,
-            tcp_flags: String::new(),
+            connection: DeniedConnection::default(),
             packets: 0,
             suppressed,
             sampled: true,

@@ -47,7 +47,8 @@ impl DenialEvents {
     /// What is to be written of a record, if anything. Who is outside of the cluster and tries a pod's ports makes no Events, nor do policies that are
     /// only tried out: nothing is wrong with the pod.
     pub fn take(&mut self, record: &DenialRecord, now: Instant) -> Option<DenialEvent> {
-        let (source, destination) = (record.source.as_ref()?, record.destination.as_ref()?);
+        let (source, destination) =
+            (record.connection.source.as_ref()?, record.connection.destination.as_ref()?);
         let is_egress = record.traffic_direction == "EGRESS";
         let (pod, peer) = if is_egress { (source, destination) } else { (destination, source) };
         if record.is_tried_out() || pod.kind != "pod" || (!is_egress && peer.kind == "external") {
@@ -57,7 +58,7 @@ impl DenialEvents {
             format!("{}/{}", pod.namespace, pod.pod_name),
             record.traffic_direction.clone(),
             DenialEnd { port: None, ..peer.clone() }.told(),
-            record.protocol.clone(),
+            record.connection.protocol.clone(),
             destination.port,
         );
         if self.subjects.len() >= MOST_SUBJECTS && !self.subjects.contains_key(&subject) {

@@ -10,8 +10,8 @@ use policy::index::{PolicyClass, PolicyEffect, PolicyIndex};
 use policy::terms::{PolicyName, PolicyTerms, Section};
 use policy::{PolicyPod as _, Traffic, TrafficDirection, World as _, nearest_miss};
 use rundir::denials::{
-    DENIAL_SCHEMA, DenialEnd, DenialRecord, DeniedIcmp, DenyingPolicies, NearRule, POLICY_VIOLATION,
-    POLICY_WOULD_DENY,
+    DENIAL_SCHEMA, DenialEnd, DenialRecord, DeniedConnection, DeniedIcmp, DenyingPolicies, NearRule,
+    POLICY_VIOLATION, POLICY_WOULD_DENY,
 };
 use telemetry::time_text;
 
@@ -86,11 +86,13 @@ pub(crate) fn join(
             allowed: fate == LoggedFate::Passed,
             traffic_direction: if egress { "EGRESS" } else { "INGRESS" }.to_owned(),
             reporter: if egress { "src" } else { "dst" }.to_owned(),
-            source: Some(end(flow.source, tally.source_port)),
-            destination: Some(end(flow.destination, flow.port)),
-            protocol: protocol_name(flow.protocol),
-            icmp: flow.icmp.map(|(kind, code)| DeniedIcmp { kind, code }),
-            tcp_flags: tally.tcp_flags.clone(),
+            connection: DeniedConnection {
+                source: Some(end(flow.source, tally.source_port)),
+                destination: Some(end(flow.destination, flow.port)),
+                protocol: protocol_name(flow.protocol),
+                icmp: flow.icmp.map(|(kind, code)| DeniedIcmp { kind, code }),
+                tcp_flags: tally.tcp_flags.clone(),
+            },
             policy: DenyingPolicies {
                 id: flow.mark.map(|mark| mark.text()).unwrap_or_default(),
                 ..class.map_or_else(unknown, |class| policies(class, flow, world, index))

@@ -1,7 +1,9 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use policy::compile::{LogMark, LoggedFate};
-use rundir::denials::{DenialEnd, DenialRecord, DenyingPolicies, NearRule, POLICY_WOULD_DENY};
+use rundir::denials::{
+    DenialEnd, DenialRecord, DeniedConnection, DenyingPolicies, NearRule, POLICY_WOULD_DENY,
+};
 
 use super::*;
 use crate::point::EnforcementPoint;
@@ -53,9 +55,12 @@ fn records(batch: &DenialBatch) -> Vec<DenialRecord> {
     let record = |(flow, tally): (&batch::DeniedFlow, &batch::FlowTally)| DenialRecord {
         kind: kind(flow),
         traffic_direction: "INGRESS".to_owned(),
-        source: Some(end("client", tally.source_port)),
-        destination: Some(end("web", flow.port)),
-        protocol: "TCP".to_owned(),
+        connection: DeniedConnection {
+            source: Some(end("client", tally.source_port)),
+            destination: Some(end("web", flow.port)),
+            protocol: "TCP".to_owned(),
+            ..DeniedConnection::default()
+        },
         packets: tally.packets,
         policy: DenyingPolicies {
             selecting: vec!["shop/closed".to_owned()],
@@ -99,7 +104,7 @@ fn records_and_suppressed_packets_are_all_that_a_rule_counted() {
     let count = |counted, milliseconds| book.count(0, DENIES, counted, [at(milliseconds); 2]);
     let (rest, more) = count(21_015, 2000);
     let rest = rest.unwrap();
-    assert_eq!((rest.packets, rest.suppressed, &rest.source), (0, 20_000, &None));
+    assert_eq!((rest.packets, rest.suppressed, &rest.connection.source), (0, 20_000, &None));
     // What was counted just now may be underway.
     assert_eq!(count(21_015, 2200), (None, None));
     let (last, none) = count(21_015, 4000);
@@ -179,7 +184,7 @@ fn an_event_is_of_a_pod_peer_and_port_and_few_are_written_in_a_minute() {
     assert_eq!((1000..1100).filter(|port| due(*port, 700).is_some()).count(), 5);
     assert_eq!((1000..1100).filter(|port| due(*port, 800).is_some()).count(), 5);
     let mut outside = records(&batch(&[80], 0)).remove(0);
-    outside.source = Some(DenialEnd { kind: "external".to_owned(), ..DenialEnd::default() });
+    outside.connection.source = Some(DenialEnd { kind: "external".to_owned(), ..DenialEnd::default() });
     assert_eq!(DenialEvents::default().take(&outside, start), None);
 }
 

@@ -67,29 +67,11 @@ pub type RuleHandles = HashMap<(String, String), Vec<u64>>;
 /// # Errors
 /// The kernel could not be asked.
 pub fn rule_handles(_: &Inside) -> Result<RuleHandles, Error> {
-    let Some(mut socket) = super::open_if_supported()? else { return Ok(RuleHandles::new()) };
-    let (mut found, mut count) = (RuleHandles::new(), 0);
-    let whole = dump(
-        &mut socket,
-        0,
-        message::GET_RULE,
-        |_| {},
-        |part| {
-            let Some((family, attributes)) = part else {
-                (count, found) = (0, RuleHandles::new());
-                return ControlFlow::Continue(());
-            };
-            if let Some((_, family)) = read::families(family) {
-                let table = format!("{family} {}", text(attributes, rule::TABLE));
-                let of_chain = found.entry((table, text(attributes, rule::CHAIN))).or_default();
-                of_chain.push(handle(attributes, rule::HANDLE).unwrap_or_default());
-            }
-            count += 1;
-            if count > MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        },
-    );
-    whole.map_err(|e| question("list rules", e))?;
-    Ok(found)
+    all_rules("list rules", |found: &mut RuleHandles, family, attributes| {
+        let table = format!("{family} {}", text(attributes, rule::TABLE));
+        let of_chain = found.entry((table, text(attributes, rule::CHAIN))).or_default();
+        of_chain.push(handle(attributes, rule::HANDLE).unwrap_or_default());
+    })
 }
 
 /// A rule that drops, and how many packets it has dropped.
@@ -113,28 +95,34 @@ pub struct DropCount {
 /// # Errors
 /// The kernel could not be asked.
 pub fn drop_counts(_: &Inside) -> Result<Vec<DropCount>, Error> {
-    let Some(mut socket) = super::open_if_supported()? else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    let whole = dump(
-        &mut socket,
-        0,
-        message::GET_RULE,
-        |_| {},
-        |part| {
-            let Some((family, attributes)) = part else {
-                found.clear();
-                return ControlFlow::Continue(());
-            };
-            found.extend(dropping(family, attributes));
-            if found.len() > MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        },
-    );
-    whole.map_err(|e| question("read counters of rules", e))?;
+    all_rules("read counters of rules", |found: &mut Vec<DropCount>, family, attributes| {
+        found.extend(dropping(family, attributes));
+    })
+}
+
+/// What `take` finds in the rules of all tables; a family by its name.
+fn all_rules<T: Default>(
+    operation: &'static str,
+    mut take: impl FnMut(&mut T, &str, Attributes<'_>),
+) -> Result<T, Error> {
+    let Some(mut socket) = super::open_if_supported()? else { return Ok(T::default()) };
+    let (mut found, mut count) = (T::default(), 0);
+    let part_of = |part: Option<(u8, Attributes<'_>)>| {
+        let Some((family, attributes)) = part else {
+            (found, count) = (T::default(), 0);
+            return ControlFlow::Continue(());
+        };
+        if let Some((_, family)) = read::families(family) {
+            take(&mut found, family, attributes);
+        }
+        count += 1;
+        if count > MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    dump(&mut socket, 0, message::GET_RULE, |_| {}, part_of).map_err(|e| question(operation, e))?;
     Ok(found)
 }
 
-fn dropping(family: u8, attributes: Attributes<'_>) -> Option<DropCount> {
-    let (_, family) = read::families(family)?;
+fn dropping(family: &str, attributes: Attributes<'_>) -> Option<DropCount> {
     let packets = counted(attributes)?;
     let listed = read::rule(attributes.find(rule::EXPRESSIONS)?.nested(), &SetRanges::new());
     let answers =

@@ -114,7 +114,7 @@ pub enum TraceVerdict {
 
 /// What was heard.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct TraceHeard {
     /// In the order in which it happened.
     pub steps: Vec<TraceStep>,
     /// The kernel had no room for more.
@@ -195,12 +195,12 @@ impl Tracing {
     ///
     /// # Errors
     /// The socket cannot be read.
-    pub fn hear(&mut self, wait: Duration) -> Result<Heard, Error> {
+    pub fn hear(&mut self, wait: Duration) -> Result<TraceHeard, Error> {
         let failed = |e: Errno| question("hear of traced packets", netlink::Error::Receive(e.into()));
         // No time at all would be for ever.
         let wait = wait.max(Duration::from_millis(1));
         sockopt::set_socket_timeout(&self.told, Timeout::Recv, Some(wait)).map_err(failed)?;
-        let mut heard = Heard::default();
+        let mut heard = TraceHeard::default();
         let mut how = RecvFlags::empty();
         loop {
             match rustix::net::recv(self.told.as_fd(), &mut self.buffer[..], how) {

@@ -35,6 +35,27 @@ pub struct DenialsReport {
     pub records: Vec<DenialRecord>,
 }
 
+/// Between whom denied packets went, and what they carried: all of it absent where only a number of packets is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeniedConnection {
+    /// Who sent it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<DenialEnd>,
+    /// To whom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<DenialEnd>,
+    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub protocol: String,
+    /// Type and code of an ICMP message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<DeniedIcmp>,
+    /// Of the first TCP segment, such as `SYN`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tcp_flags: String,
+}
+
 /// Packets that were denied, or would be.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -56,21 +77,9 @@ pub struct DenialRecord {
     pub traffic_direction: String,
     /// `src` or `dst`: whose node saw it.
     pub reporter: String,
-    /// Who sent it; absent where only the number of suppressed packets is told, as the next four.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<DenialEnd>,
-    /// To whom.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub destination: Option<DenialEnd>,
-    /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or a number.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub protocol: String,
-    /// Type and code of an ICMP message.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub icmp: Option<DeniedIcmp>,
-    /// Of the first TCP segment, such as `SYN`.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub tcp_flags: String,
+    /// Of the first packet; absent where only the number of suppressed packets is told.
+    #[serde(flatten)]
+    pub connection: DeniedConnection,
     /// What denies it, or would.
     pub policy: DenyingPolicies,
     /// How many were logged.
