@@ -143,6 +143,26 @@ impl AddressMask {
     }
 }
 
+/// Bytes of names of policies in a line. Who may write policies of a namespace decides how many and how long they are.
+const MOST_NAMES: usize = 2048;
+
+/// The policies without the names that are too many for a line; how many these are is the last.
+fn told_policies(policies: &DenyingPolicies) -> DenyingPolicies {
+    let mut told = policies.clone();
+    let mut bytes = 0;
+    let fitting = |name: &&String| {
+        bytes += name.len();
+        bytes <= MOST_NAMES
+    };
+    let count = told.selecting.iter().take_while(fitting).count();
+    let more = told.selecting.len() - count;
+    if more > 0 {
+        told.selecting.truncate(count);
+        told.selecting.push(format!("and {more} more"));
+    }
+    told
+}
+
 // === impl AuditEvent ===
 
 impl AuditEvent {
@@ -169,7 +189,7 @@ impl AuditEvent {
                 destination: masked(&record.connection.destination),
                 ..record.connection.clone()
             },
-            policy: Some(record.policy.clone()),
+            policy: Some(told_policies(&record.policy)),
             packets: Some(record.packets + record.suppressed),
             limited: record.suppressed,
             sampled: record.suppressed > 0,
@@ -248,6 +268,22 @@ mod tests {
 
     use super::*;
     use crate::ChainLink;
+
+    #[test]
+    fn however_many_policies_select_a_pod_their_line_is_one_that_a_file_takes() {
+        let names: Vec<String> =
+            (0..5000).map(|number| format!("{}/{number:0253}", "n".repeat(63))).collect();
+        let policy = DenyingPolicies { selecting: names.clone(), ..DenyingPolicies::default() };
+        let record = DenialRecord { policy, ..DenialRecord::default() };
+        let event = AuditEvent::of(&record, None);
+        let body = event.body();
+        assert!(body.len() < 4096, "{}", body.len());
+        let told = event.policy.unwrap().selecting;
+        assert_eq!(
+            (told.len(), told[0].clone(), told[6].clone()),
+            (7, names[0].clone(), "and 4994 more".to_owned())
+        );
+    }
 
     /// With every member that a line may have.
     fn full() -> AuditEvent {

@@ -79,7 +79,12 @@ impl FileSet {
         };
         let mut found = Vec::new();
         for entry in entries {
-            let name = entry?.file_name();
+            let entry = entry?;
+            // A link or a pipe of such a name leads elsewhere.
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            let name = entry.file_name();
             if let Some(order) = name.to_str().and_then(|name| self.order(name)) {
                 found.push((order, self.dir.join(&name)));
             }

@@ -133,6 +133,8 @@ impl AuditLog {
             shared: shared.clone(),
             failed: false,
             synced: Instant::now(),
+            aged: Instant::now(),
+            beginning: None,
         };
         let thread = std::thread::Builder::new().name("audit-log".into()).spawn(move || writing.live())?;
         Ok(Self { shared, note, thread: Mutex::new(Some(thread)) })

@@ -90,8 +90,10 @@ impl ChainWriter {
     ) -> io::Result<(Self, ChainStart)> {
         let mut builder = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o750);
+        let is_new = !set.dir.exists();
         builder.recursive(true).create(&set.dir)?;
-        if let Some(gid) = limits.gid {
+        // One that was there is not only ours.
+        if let Some(gid) = limits.gid.filter(|_| is_new) {
             std::os::unix::fs::chown(&set.dir, None, Some(gid))?;
         }
         set.remove_unfinished()?;
@@ -244,6 +246,17 @@ impl ChainWriter {
         Ok(())
     }
 
+    /// Begins another file where this one is too old, and removes those that are; for times without lines.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn age(&mut self, now: SystemTime) -> io::Result<()> {
+        if self.file.is_some() {
+            self.rotate(now)?;
+        }
+        self.remove_old(now)
+    }
+
     /// Removes files that are too many or too old.
     fn remove_old(&self, now: SystemTime) -> io::Result<()> {
         let live = self.set.live(now);
@@ -290,7 +303,8 @@ impl Drop for ChainWriter {
 
 /// Cuts off what stands behind the last newline. Whether there was something.
 fn remove_torn(path: &Path) -> io::Result<bool> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
     let length = file.metadata()?.len();
     let tail = tail(&file, length)?;
     let torn = tail.iter().rev().take_while(|byte| **byte != b'\n').count() as u64;

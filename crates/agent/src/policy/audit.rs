@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use audit::{
-    AUDIT_GAP, AddressMask, AuditEvent, AuditLedger, AuditLog, FileLimits, LedgerConfig, LogConfig, RuleKey,
+    AUDIT_GAP, AddressMask, AuditEvent, AuditLedger, AuditLog, Before, FileLimits, LedgerConfig, LogConfig,
+    RuleKey,
 };
 use metrics::Metrics;
 use options::agent::{BadOption, Options, Setting};
@@ -53,6 +54,8 @@ pub(crate) struct AuditTrail {
 struct TrailState {
     ledger: AuditLedger,
     has_begun: bool,
+    /// What rules had counted when hearing began, until it is known what lines tell of it.
+    at_start: Vec<(RuleKey, u64)>,
     /// Lines that found no room, as far as they are counted.
     lost: u64,
 }
@@ -177,7 +180,7 @@ impl AuditTrail {
             metrics.audit_stands(link.map(|link| (link.hash.as_str(), link.seq)), standing.waiting);
         });
         let ledger = AuditLedger::new(config.ledger, Instant::now());
-        let state = Mutex::new(TrailState { ledger, has_begun: false, lost: 0 });
+        let state = Mutex::new(TrailState { ledger, has_begun: false, at_start: Vec::new(), lost: 0 });
         Ok(Arc::new(Self { log, node: node.to_owned(), boot_id, metrics, scope, state }))
     }
 
@@ -194,15 +197,25 @@ impl AuditTrail {
         if std::mem::replace(&mut state.has_begun, true) {
             return;
         }
-        for (mark, counted) in counted {
-            let rule = RuleKey { netns, id: mark.text() };
-            let told = before.as_ref().map(|before| before.rules.get(&rule).copied().unwrap_or_default());
+        let rules = counted.iter().map(|(mark, counted)| (RuleKey { netns, id: mark.text() }, *counted));
+        let rules: Vec<(RuleKey, u64)> = rules.collect();
+        rules.iter().for_each(|(rule, counted)| state.ledger.begin(rule.clone(), *counted));
+        match before {
+            Some(before) => self.tell_missed(&before, &rules),
+            // On a full disk: when it is known what lines tell.
+            None => state.at_start = rules,
+        }
+    }
+
+    /// What rules had counted when hearing began, and no line tells.
+    fn tell_missed(&self, before: &Before, rules: &[(RuleKey, u64)]) {
+        for (rule, counted) in rules.iter().filter(|_| before.is_known) {
+            let told = before.rules.get(rule).copied().unwrap_or_default();
             // A lower counter is of a rule that was made anew.
-            let lost = told.map_or(0, |told| counted.checked_sub(told).unwrap_or(*counted));
-            if lost > 0 && before.as_ref().is_some_and(|before| before.is_known) {
-                self.push(AuditEvent::gap(&self.node, &rule, lost, "agent"));
+            let lost = counted.checked_sub(told).unwrap_or(*counted);
+            if lost > 0 {
+                self.push(AuditEvent::gap(&self.node, rule, lost, "agent"));
             }
-            state.ledger.begin(rule, *counted);
         }
     }
 
@@ -254,6 +267,11 @@ impl AuditTrail {
 
     fn close(&self, is_end: bool) {
         let mut state = self.state();
+        if !state.at_start.is_empty()
+            && let Some(before) = self.log.before(Duration::ZERO)
+        {
+            self.tell_missed(&before, &std::mem::take(&mut state.at_start));
+        }
         state.ledger.tick(Instant::now(), is_end).into_iter().for_each(|event| self.push(event));
         let lost = self.log.standing().lost_events;
         self.metrics.audit_lost("disk", lost - std::mem::replace(&mut state.lost, lost));
@@ -268,6 +286,8 @@ impl AuditTrail {
         // A disk that does not follow: the next agent reads the lines instead.
         let Some(link) = self.log.flush(patience) else { return };
         let rules = state.ledger.written().map(|(rule, packets)| (rule.clone(), packets)).collect();
+        // A disk that hangs must not hold up who hears of denials.
+        drop(state);
         if let Err(error) = self.log.keep(&self.boot_id, &link, rules) {
             self.scope.debug("the note beside the audit file is not written", &[("error", &error)]);
         }

@@ -69,6 +69,26 @@ fn what_finds_no_room_is_stated_when_the_disk_is_there_again() {
 }
 
 #[test]
+fn a_line_that_no_file_takes_is_told_as_lost_and_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let log = start(&path);
+    let long = AuditEvent { after: "x".repeat(70 << 10), ..event() };
+    for event in [event(), long, event(), event()] {
+        log.push(event);
+    }
+    log.flush(PATIENCE).unwrap();
+    // What is lost is told with what comes next.
+    log.push(event());
+    log.stop(PATIENCE).unwrap();
+    let events = read(&path);
+    let gap: Vec<&AuditEvent> = events.iter().filter(|event| event.kind == AUDIT_GAP).collect();
+    assert_eq!((gap.len(), gap[0].lost, gap[0].lost_events), (1, Some(1), 1), "{events:#?}");
+    assert_eq!(events.iter().filter(|event| event.kind == "policy_violation").count(), 4);
+    assert_eq!(sum(&events), 5);
+}
+
+#[test]
 fn the_next_agent_knows_what_lines_tell_of_a_rule() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.jsonl");

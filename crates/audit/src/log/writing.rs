@@ -1,9 +1,9 @@
 //! What the thread does: opens the files, writes what waits, brings it to the disk, and says where an agent before ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{BATCH, Before, GATHER, LogConfig, LogNote, SYNC, Shared, State, event_size, read_note};
 use crate::chain::{ChainLink, SealedLine};
@@ -21,7 +21,14 @@ pub(super) struct Writing {
     pub(super) shared: Arc<Shared>,
     pub(super) failed: bool,
     pub(super) synced: Instant,
+    /// When files were last looked at whether they are too old.
+    pub(super) aged: Instant,
+    /// What is not written yet of the beginning: found once, whatever becomes of the first line.
+    pub(super) beginning: Option<(AuditEvent, Before)>,
 }
+
+/// How often it is looked whether files are too old where nothing is written.
+const AGE: Duration = Duration::from_secs(3600);
 
 // === impl Writing ===
 
@@ -96,16 +103,45 @@ impl Writing {
                 self.sync()?;
                 self.synced = Instant::now();
             }
+            if self.aged.elapsed() >= AGE {
+                self.aged = Instant::now();
+                self.writer.as_mut().map_or(Ok(()), |writer| writer.age(SystemTime::now()))?;
+            }
             return Ok(false);
         }
         let written = self.write(&events);
         let mut state = self.shared.state();
         match written {
             Ok(()) => state.bytes -= events.iter().map(event_size).sum::<usize>(),
+            // One of them is none that a file takes.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                drop(state);
+                return self.write_alone(events);
+            }
             Err(error) => {
                 events.into_iter().rev().for_each(|event| state.queue.push_front(event));
                 return Err(error);
             }
+        }
+        Ok(true)
+    }
+
+    /// Writes one after the other; what no file takes is told as lost. What finds no room now is put back.
+    fn write_alone(&mut self, events: Vec<AuditEvent>) -> io::Result<bool> {
+        let mut events: VecDeque<AuditEvent> = events.into();
+        while let Some(event) = events.pop_front() {
+            let written = self.write(std::slice::from_ref(&event));
+            let mut state = self.shared.state();
+            match written {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => state.lose(&event),
+                Err(error) => {
+                    events.push_front(event);
+                    events.into_iter().rev().for_each(|event| state.queue.push_front(event));
+                    return Err(error);
+                }
+            }
+            state.bytes -= event_size(&event);
         }
         Ok(true)
     }
@@ -136,6 +172,21 @@ impl Writing {
         if self.shared.state().before.is_some() {
             return Ok(());
         }
+        let (start, before) = match self.beginning.take() {
+            Some(beginning) => beginning,
+            None => self.find_beginning()?,
+        };
+        if let Err(error) = self.write(std::slice::from_ref(&start)) {
+            self.beginning = Some((start, before));
+            return Err(error);
+        }
+        self.shared.state().before = Some(before);
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    /// The first line, and what lines of earlier agents tell.
+    fn find_beginning(&mut self) -> io::Result<(AuditEvent, Before)> {
         let mut start = AuditEvent {
             version: self.config.version.clone(),
             boot_id: self.config.boot_id.clone(),
@@ -160,10 +211,7 @@ impl Writing {
             }
             self.writer = Some(writer);
         }
-        self.write(&[start])?;
-        self.shared.state().before = Some(before);
-        self.shared.changed.notify_all();
-        Ok(())
+        Ok((start, before))
     }
 }
 

@@ -83,9 +83,10 @@ impl DenialBook {
         Self { node: node.to_owned(), run, state: Mutex::default() }
     }
 
-    /// What a rule that is there already has counted: who was there before has told of it.
+    /// What a rule that is there already has counted: who was there before has told of it. Where hearing begins again within the life of an agent, what
+    /// was counted meanwhile is told with the next record.
     pub fn begin(&self, place: u64, mark: LogMark, counted: u64) {
-        self.state().before.insert((place, mark), counted);
+        self.state().before.entry((place, mark)).or_insert(counted);
     }
 
     /// So many packets found no room on their way to a reader.
