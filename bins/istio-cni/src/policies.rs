@@ -159,7 +159,8 @@ impl Job {
         let guarded = self.policies.state().guarded;
         match (answer.in_force, answer.point) {
             // The agent's own rules have taken the guard's place.
-            (true, EnforcedAt::Pod | EnforcedAt::Both) if !answer.isolation.is_none() => {}
+            (true, EnforcedAt::Pod | EnforcedAt::Both)
+                if !answer.ingress_class.is_empty() || !answer.egress_class.is_empty() => {}
             (true, _) => self.lift_guard(netns)?,
             (false, _) if answer.isolation.is_none() => self.lift_guard(netns)?,
             (false, _) => {

@@ -148,7 +148,7 @@ impl PolicyState {
     }
 
     /// Whether there is neither a policy nor a tenant.
-    fn has_none(&self) -> bool {
+    pub(super) fn has_none(&self) -> bool {
         self.sources.policies.read().is_empty() && !self.has_tenants()
     }
 
@@ -166,9 +166,17 @@ impl PolicyState {
         let touched = self.local.prepare(pod, labels.clone(), addresses, &self.sources.peers.read());
         let key = key_of(pod);
         self.remember();
-        let is_known = self.namespaces.has(&key.namespace);
-        if self.stage == FollowStage::Follows && self.has_tenants() && !is_known {
-            return Err(NotPrepared::Namespace(key.namespace));
+        let (has_tenants, is_known) = match &self.remembered {
+            Some(remembered) => (remembered.has_tenants(), remembered.knows_namespace(&key.namespace)),
+            None => (self.has_tenants(), self.namespaces.has(&key.namespace)),
+        };
+        match self.stage {
+            // The first of them is there, and not all that it speaks of.
+            FollowStage::Idle if !self.has_none() => return Err(NotPrepared::NotListed),
+            FollowStage::Follows | FollowStage::Remembers if has_tenants && !is_known => {
+                return Err(NotPrepared::Namespace(key.namespace));
+            }
+            _ => {}
         }
         match self.stage {
             FollowStage::Lists => return Err(NotPrepared::NotListed),
@@ -187,9 +195,9 @@ impl PolicyState {
             EnforcementPoint::Node if self.tunnels.judge(&key) != TunnelJudge::Port => EnforcementPoint::Both,
             point => point,
         };
-        let isolates =
-            |class: &Option<Arc<PolicyClass>>| class.as_ref().is_some_and(|class| self.index.isolates(class));
-        let isolation = Isolation { ingress: isolates(&classes.ingress), egress: isolates(&classes.egress) };
+        let guards =
+            |class: &Option<Arc<PolicyClass>>| class.as_ref().is_some_and(|class| self.index.guards(class));
+        let isolation = Isolation { ingress: guards(&classes.ingress), egress: guards(&classes.egress) };
         Ok(PreparedPod { classes, isolation, point })
     }
 

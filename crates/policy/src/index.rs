@@ -252,6 +252,12 @@ impl PolicyIndex {
         terms.into_iter().any(|terms| terms.direction(class.direction).isolates(&terms.name))
     }
 
+    /// Whether pods of a class are guarded until their rules are there.
+    pub fn guards(&self, class: &PolicyClass) -> bool {
+        let terms = class.policies.iter().filter_map(|name| self.policies.get(name));
+        terms.into_iter().any(|terms| terms.direction(class.direction).guards(&terms.name))
+    }
+
     /// The policies of a class that are only tried out, and would deny something.
     pub fn tried_out<'i>(&'i self, class: &'i PolicyClass) -> impl Iterator<Item = &'i PolicyTerms> {
         let isolates = self.isolates(class);

@@ -136,6 +136,12 @@ impl DirectionTerms {
     pub fn isolates(&self, name: &PolicyName) -> bool {
         self.applies && !self.is_tried_out && name.section == Section::NetworkPolicy
     }
+
+    /// Whether its pods are guarded until their rules are there, where it is of a policy of this name: it may deny something.
+    pub fn guards(&self, name: &PolicyName) -> bool {
+        let is_judged = matches!(name.section, Section::Tenant | Section::NetworkPolicy);
+        self.applies && !self.is_tried_out && is_judged
+    }
 }
 
 // === impl PolicyTerms ===

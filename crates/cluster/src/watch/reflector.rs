@@ -20,6 +20,8 @@ const MAX_OBJECT: usize = 8 << 20;
 /// that are too old the store is asked, which may have been set back.
 const MAX_STUCK: u32 = 3;
 
+/// Pause before a server is asked again that has never had a kind.
+const BEFORE_A_KIND: Duration = Duration::from_secs(1);
 /// Pause before the server is asked again for a kind that it does not have.
 const FOR_A_KIND: Duration = Duration::from_secs(5);
 
@@ -77,6 +79,7 @@ impl<'a, K: Kind> Reflector<'a, K> {
                 }
                 Err(error) if Self::is_of_the_kind(&error) => self.kind_is_missing().await,
                 Err(error) => {
+                    self.missing = 0;
                     // Of a list that broke off what came stays, within bounds: it was said by the API server.
                     let most = (!matches!(error, Error::Endless { .. })).then_some(self.limits.objects);
                     self.sink.take(News::ListFails { most });
@@ -93,14 +96,14 @@ impl<'a, K: Kind> Reflector<'a, K> {
         K::IS_OPTIONAL && error.status() == Some(404)
     }
 
-    /// The server does not have the kind, so that there is no object of it. Where there were some a server that starts is to be told from a definition
-    /// that somebody has deleted: it says the same for a while.
+    /// The server does not have the kind, so that there is no object of it. A server that starts, or somebody before it, may say the same: it counts when
+    /// it has said so several times in a row.
     async fn kind_is_missing(&mut self) {
         self.missing += 1;
-        if self.reached.is_some() && self.missing < MAX_STUCK {
+        if self.missing < MAX_STUCK {
             self.sink.take(News::ListFails { most: None });
         } else {
-            let is_news = self.missing == 1 || self.reached.is_some();
+            let is_news = self.missing == MAX_STUCK || self.reached.is_some();
             self.reached = None;
             self.sink.take(News::ListBegins);
             self.sink.take(News::ListEnds(0));
@@ -110,7 +113,8 @@ impl<'a, K: Kind> Reflector<'a, K> {
                 self.reporter.tell(Event::KindAbsent { what: self.what });
             }
         }
-        tokio::time::sleep(FOR_A_KIND).await;
+        let is_first = self.reached.is_none() && self.missing < MAX_STUCK;
+        tokio::time::sleep(if is_first { BEFORE_A_KIND } else { FOR_A_KIND }).await;
     }
 
     fn since(&self) -> Since {

@@ -11,7 +11,7 @@ use facts::peer::Phase;
 use facts::{LabelSet, Peer, PodRef};
 use policy::index::{LocalFacts, PeerMember, PeerSet, PolicyEffect, PolicyIndex};
 use policy::snapshot::{PolicySnapshot, SnapshotServices};
-use policy::{PlainPod, PlainWorld, World as _};
+use policy::{PlainPod, PlainWorld, Section, World as _};
 
 use super::{FollowStage, PolicyState, name_of};
 use crate::news::PolicyStanding;
@@ -69,6 +69,14 @@ impl Remembered {
     /// The cluster; nothing where no Services are known.
     pub(in super::super) fn service_world(&self) -> Option<&PlainWorld> {
         self.snapshot.services.as_ref().map(|_| &self.world)
+    }
+
+    pub(super) fn has_tenants(&self) -> bool {
+        self.snapshot.policies.iter().any(|policy| policy.name.section == Section::Tenant)
+    }
+
+    pub(super) fn knows_namespace(&self, namespace: &str) -> bool {
+        self.world.namespace_labels(namespace).is_some()
     }
 
     /// Addresses of pods that have started or ended since: of these the kernel may know something else.
@@ -158,6 +166,8 @@ impl PolicyState {
     pub(in super::super) fn standing(&self) -> PolicyStanding {
         match (self.stage, &self.remembered) {
             (FollowStage::Lists, _) => PolicyStanding::NotListed,
+            // Of what there is now not everything is listed that it speaks of.
+            (FollowStage::Idle, _) if !self.has_none() => PolicyStanding::NotListed,
             (_, Some(remembered)) => PolicyStanding::Remembered(remembered.as_of()),
             _ => PolicyStanding::InForce,
         }

@@ -86,10 +86,11 @@ impl LogMark {
     }
 }
 
-/// Whether it is the [`LogMark::chain`] of some mark.
+/// Whether rules of it count and log what a class denies: the [`LogMark::chain`] of some mark, or another chain of a class.
 pub fn is_denying_chain(chain: &str) -> bool {
     let number = ChainRole::ALL.iter().find_map(|role| chain.strip_prefix(role.beginning()));
-    number.and_then(|rest| rest.strip_suffix("-n")).and_then(hexadecimal).is_some()
+    let (class, rest) = number.and_then(|rest| rest.split_at_checked(16)).unwrap_or_default();
+    hexadecimal(class).is_some() && rest.starts_with('-')
 }
 
 fn hexadecimal(number: &str) -> Option<u64> {

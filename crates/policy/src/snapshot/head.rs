@@ -82,8 +82,10 @@ fn isolated_by(
             anywhere.selects(pod.namespace, label_of_namespace, |_| None)
         }
     };
-    let isolates = |terms: &DirectionTerms| selects && terms.isolates(&policy.name);
-    Some(Isolation { ingress: isolates(&policy.ingress), egress: isolates(&policy.egress) })
+    // A namespace of which nothing was known may have come to any tenant.
+    let selects = selects || (namespace.is_none() && policy.name.section == Section::Tenant);
+    let guards = |terms: &DirectionTerms| selects && terms.guards(&policy.name);
+    Some(Isolation { ingress: guards(&policy.ingress), egress: guards(&policy.egress) })
 }
 
 /// Name, directions and subjects.

@@ -85,13 +85,13 @@ proptest! {
         for pod in pods(&world) {
             let name = name_of(&pod);
             let classes = index.classes_of(&name).unwrap();
-            let is_isolated = |class: &Option<std::sync::Arc<crate::index::PolicyClass>>| {
-                class.as_ref().is_some_and(|class| index.isolates(class))
+            let is_guarded = |class: &Option<std::sync::Arc<crate::index::PolicyClass>>| {
+                class.as_ref().is_some_and(|class| index.guards(class))
             };
             let labels = pod.facts.labels.to_map();
             let known = SubjectPod { namespace: &pod.namespace, labels: Some(&labels) };
             let found = find_isolation(&*bytes, &known).unwrap();
-            let expected = (is_isolated(&classes.ingress), is_isolated(&classes.egress));
+            let expected = (is_guarded(&classes.ingress), is_guarded(&classes.egress));
             prop_assert_eq!((found.isolation.ingress, found.isolation.egress), expected);
             prop_assert_eq!(&found.node, &kept.node);
             // Without its labels it is isolated by no fewer.
@@ -171,6 +171,24 @@ fn what_is_no_snapshot_says_why() {
     assert_eq!(head("node 10.0.0.1\n"), Err(SnapshotError::Cut(2)));
     assert_eq!(head("node 10.0.0.1 x\nseen\n"), Err(SnapshotError::Line(2)));
     assert_eq!(head("policy np y n yes no whatever\nseen\n"), Ok(PodIsolation::default()), "it is of others");
+}
+
+/// Of a namespace that is not known any tenant may be the one.
+#[test]
+fn a_pod_of_a_tenant_is_guarded() {
+    let pod = SubjectPod { namespace: "x", labels: None };
+    for (lines, ingress, egress) in [
+        ("namespace x 0\npolicy tenant % t yes yes named x 0", true, true),
+        ("namespace x 0\npolicy tenant % t yes no named x 0", true, false),
+        ("namespace x 0\npolicy tenant % t try try named x 0", false, false),
+        ("namespace x 0\npolicy tenant % t yes yes named y 0", false, false),
+        ("namespace y 0\npolicy tenant % t yes yes named y 0", true, true),
+        ("namespace y 0\npolicy tenant % t try try named y 0", false, false),
+        ("namespace y 0\npolicy np y n yes yes named y 0", false, false),
+    ] {
+        let found = find_isolation(format!("{MAGIC}\n{lines}\nseen\n").as_bytes(), &pod).unwrap().isolation;
+        assert_eq!((found.ingress, found.egress), (ingress, egress), "{lines}");
+    }
 }
 
 /// A file with a line of each kind, and in these whatever words there are. Where this has to change, the number in its first line changes with it.

@@ -46,7 +46,8 @@ pub fn tenant_section<W: World>(
         rules.before_tenants(around);
         rules.between_tenants(grants, around, world);
         rules.outside(around);
-        DirectionTerms { applies: true, is_tried_out: false, rules: rules.found.into() }
+        let is_tried_out = tenant.enforcement == TenantEnforcement::Audit;
+        DirectionTerms { applies: true, is_tried_out, rules: rules.found.into() }
     };
     Some(PolicyTerms {
         name: PolicyName { section: Section::Tenant, namespace: "".into(), name: name.clone() },

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
 use testkit::mesh::{Mesh, MeshPod};
 use testkit::probe::{Flow, Listener, Listeners};
-use testkit::{Agent, Launch, PATIENCE, at_once, eventually};
+use testkit::{Agent, Launch, NODE_NAME, PATIENCE, PodCall, PodObject, at_once, eventually};
 
 use crate::denials::wire;
 
@@ -188,12 +188,44 @@ fn tenants_are_apart_and_follow_what_changes() {
     at_once(vec!["native", "nft", "legacy"], tenants_as_they_change);
 }
 
+/// Without an agent a pod that a tenant judges starts isolated, and is judged as soon as there is one.
+#[test]
+fn pods_of_tenants_start_guarded_while_there_is_no_agent() {
+    let mut town = Town::new();
+    town.put(Resource::NetworkTenants, tenant("red", 1, &json!({"namespaces": ["default", "red-web"]})));
+    let agent = backend(town.agent(), "native").ready().unwrap();
+    town.wait_for("tenants are apart", &[("fa", "ra", 8080, false)]);
+    let snapshot = town.mesh.node.state_dir().join("policies.snapshot");
+    eventually("what is known of tenants is kept", PATIENCE, || {
+        let text = std::fs::read_to_string(&snapshot)?;
+        ensure!(text.contains("policy tenant "), "{text}");
+        Ok(())
+    })
+    .unwrap();
+    agent.kill().unwrap();
+    let pod = town.mesh.sandbox("default", "rc").unwrap();
+    wire(&town.mesh, &pod);
+    let object = PodObject::named(&pod.name).uid(&pod.uid).label("app", "rc").on_node(NODE_NAME);
+    town.mesh.node.api.set_pod(object.container("app"));
+    let listeners = Listeners::start(&pod.netns, [Listener::tcp(8080)]).unwrap();
+    let mut call = PodCall::new(&town.mesh.node, &pod.name, &pod.uid, pod.netns.path()).unwrap();
+    call.conf["prevResult"]["ips"][0]["address"] = json!(format!("{}/32", pod.ip));
+    let answer = call.add().unwrap();
+    assert!(answer.stderr.contains("isolated"), "{}", answer.stderr);
+    town.pods.push((pod, listeners));
+    assert!(!town.reaches("fa", "rc", 8080) && !town.reaches("rc", "fa", 8080));
+    let agent = backend(town.agent(), "native").ready().unwrap();
+    let judged = [("ra", "rc", 8080, true), ("fa", "rc", 8080, false), ("rc", "fa", 8080, false)];
+    town.wait_for("its tenant judges it", &judged);
+    agent.stop().unwrap();
+}
+
 /// A cluster without the definitions is one without tenants, until they come.
 #[test]
 fn a_cluster_without_the_kinds_has_no_tenants() {
     let town = Town::new();
     for kind in KINDS {
-        town.mesh.node.api.fail_path(kind, 2, Fault::Status { code: 404, retry_after: None });
+        town.mesh.node.api.fail_path(kind, 3, Fault::Status { code: 404, retry_after: None });
     }
     town.put(Resource::NetworkTenants, tenant("red", 1, &red()));
     let agent = backend(town.agent(), "native").ready().unwrap();
