@@ -32,13 +32,13 @@ Examples:
   kubectl istio-cni verify -A
 
 kubectl finds this program as kubectl-istio_cni in the PATH, and kubectl_complete-istio_cni beside it for completion: both are links to cnictl.
-The right to exec in the agents' pods is needed (create pods/exec).
+The right to exec in the agents' pods is needed (create pods/exec). Nodes are seen by their agents' pods: of a node where the DaemonSet wants none, nothing is said.
 
-Exit codes: 0 every node answers and is healthy
+Exit codes: 0 every agent's pod answers, and its node is healthy
             1 something is wrong on a node, or the command failed
             2 wrong command line
             3 there is nothing to show
-            4 nothing wrong was seen, and not every node answers";
+            4 nothing wrong was seen, and not every node answers, or knows all that was asked";
 
 /// Asks the nodes of a cluster how their pods are captured.
 #[derive(Debug, Parser)]
@@ -190,7 +190,7 @@ impl PodsOfNodes {
             (_, "verify") => table::of_pods(bad.iter().copied()),
             _ => table::of_pods(items.iter()),
         };
-        if items.is_empty() && nodes.iter().all(NodeAnswer::answers) {
+        if items.is_empty() && nodes.iter().all(NodeAnswer::knows) {
             let problem = "no node knows of such a pod".to_owned();
             return Ok(VerbAnswer { exit: crate::pods::NOTHING, ..VerbAnswer::failed(text, problem) });
         }
@@ -229,6 +229,7 @@ fn document(kind: &'static str, nodes: &[NodeAnswer], items: Vec<Value>, format:
 /// The exit code says what is worst.
 fn finished(text: String, wrong: Option<String>, nodes: &[NodeAnswer]) -> VerbAnswer {
     let silent: Vec<&NodeAnswer> = nodes.iter().filter(|node| !node.answers()).collect();
+    let unknowing = nodes.iter().find(|node| node.answers() && !node.knows());
     match (wrong, silent.first()) {
         (Some(wrong), _) => VerbAnswer::failed(text, one_line(&wrong)),
         (None, Some(first)) => {
@@ -241,6 +242,12 @@ fn finished(text: String, wrong: Option<String>, nodes: &[NodeAnswer]) -> VerbAn
             );
             VerbAnswer { exit: PARTLY_UNKNOWN, ..VerbAnswer::failed(text, one_line(&problem)) }
         }
-        (None, None) => VerbAnswer::text(text),
+        (None, None) => match unknowing {
+            Some(node) => {
+                let problem = format!("node {}: {}", node.node, node.error);
+                VerbAnswer { exit: PARTLY_UNKNOWN, ..VerbAnswer::failed(text, one_line(&problem)) }
+            }
+            None => VerbAnswer::text(text),
+        },
     }
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 use conflicts::ObservedNetns;
 use kernel::nft::rule_handles;
-use kernel::nft::trace::{self, TracedFlow, Tracing};
+use kernel::nft::trace::{self, TraceStep, TracedFlow, Tracing};
 use ruleset::listed::Lister;
 use ruleset::{Hook, Limit, Protocol};
 
@@ -26,7 +26,7 @@ use report::{TraceReport, TracedPacket};
 
 /// The longest time that packets may be traced for: a forgotten trace costs the pod.
 const LONGEST: Duration = Duration::from_secs(60);
-/// TracedPackets a second that are traced, whatever comes: each makes some twenty messages.
+/// Packets a second that are traced, whatever comes: each makes some twenty messages.
 const RATE: u32 = 20;
 /// A packet that nothing more is told of for this long has ended here.
 const QUIET: Duration = Duration::from_millis(100);
@@ -57,13 +57,13 @@ pub(crate) struct TraceArgs {
     /// Its namespace
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
-    /// TracedPackets from here
+    /// Packets from here
     #[arg(long, value_name = "IP[:PORT]", value_parser = parse_end)]
     from: Option<FlowEnd>,
-    /// TracedPackets to there, such as 10.0.0.5:443, 10.0.0.5 or :443
+    /// Packets to there, such as 10.0.0.5:443, 10.0.0.5 or :443
     #[arg(long, value_name = "IP[:PORT]", value_parser = parse_end)]
     to: Option<FlowEnd>,
-    /// TracedPackets of this protocol (tcp where a port is given)
+    /// Packets of this protocol (tcp where a port is given)
     #[arg(long, value_enum)]
     protocol: Option<TracedProtocol>,
     /// Only what comes to the pod
@@ -192,26 +192,23 @@ impl TraceArgs {
                 let lines: String = heard.steps.iter().map(packets::raw_line).collect();
                 is_read = lines.is_empty() || print_now(&lines)?;
             }
-            let ended = heard.steps.is_empty();
             heard.steps.into_iter().for_each(|step| packets.take(step));
-            if ended {
-                is_read &= self.take_ended(&mut packets, &mut report, observed, shows)?;
-            }
+            is_read &= self.take_ended(packets.ended(QUIET), &mut report, observed, shows)?;
         }
-        self.take_ended(&mut packets, &mut report, observed, shows)?;
+        self.take_ended(packets.ended(Duration::ZERO), &mut report, observed, shows)?;
         drop(tracing);
         Ok(self.answer(&report, shows, told))
     }
 
     fn take_ended(
         &self,
-        packets: &mut TracedPackets,
+        ended: Vec<Vec<TraceStep>>,
         report: &mut TraceReport,
         observed: &ObservedNetns,
         shows: bool,
     ) -> Result<bool> {
         let mut is_read = true;
-        for packet in packets.ended() {
+        for packet in ended {
             if report.packets.len() == usize::from(self.count) {
                 break;
             }

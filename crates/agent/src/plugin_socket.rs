@@ -173,10 +173,13 @@ impl PluginSocket {
         if method == Method::POST {
             let levels = String::from_utf8_lossy(body);
             match Levels::parse(&levels) {
-                Ok(parsed) => self.journal.set_levels(&parsed),
+                Ok(parsed) => {
+                    // Before, or a change that silences the log would be in no log.
+                    self.log.sum_up("the levels of the log are changed", &[("levels", &levels)]);
+                    self.journal.set_levels(&parsed);
+                }
                 Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
             }
-            self.log.sum_up("the levels of the log are changed", &[("levels", &levels)]);
         }
         answer(&self.journal.levels())
     }

@@ -19,6 +19,8 @@ const MAX_ANSWER: u64 = 64 << 20;
 const MAX_SAID: u64 = 16 << 10;
 /// Pause between two looks whether kubectl has ended.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The node of an agent's pod that is on none yet.
+const NOT_SCHEDULED: &str = "(not scheduled)";
 /// Container of the agent in its pod.
 const CONTAINER: &str = "install-cni";
 
@@ -44,7 +46,7 @@ pub(super) struct NodeAnswer {
     pub(super) node: String,
     /// The agent's pod.
     pub(super) pod: String,
-    /// Why it says nothing; empty where it does.
+    /// Why it says nothing, or not all; empty where it does.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) error: String,
     #[serde(skip)]
@@ -93,6 +95,11 @@ impl NodeAnswer {
     pub(super) fn answers(&self) -> bool {
         self.said.is_some()
     }
+
+    /// Whether it answers, and knows all that was asked.
+    pub(super) fn knows(&self) -> bool {
+        self.answers() && self.error.is_empty()
+    }
 }
 
 impl Kubectl {
@@ -126,7 +133,11 @@ impl Kubectl {
         let agent =
             |pod: Pod| AgentPod { node: pod.spec.node_name, pod: pod.metadata.name, phase: pod.status.phase };
         let mut agents: Vec<AgentPod> = list.items.into_iter().map(agent).collect();
-        agents.retain(|agent| !agent.node.is_empty() && !matches!(&*agent.phase, "Succeeded"));
+        agents.retain(|agent| agent.phase != "Succeeded");
+        // One that is not scheduled is of a node without an agent.
+        for agent in agents.iter_mut().filter(|agent| agent.node.is_empty()) {
+            agent.node = NOT_SCHEDULED.to_owned();
+        }
         agents.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
         Ok(agents)
     }
@@ -165,7 +176,10 @@ impl Kubectl {
         match self.run(&words) {
             // One that finds something wrong ends with another code than 0, and says it all the same.
             Ok(said) => match serde_json::from_slice::<Value>(&said.stdout) {
-                Ok(value) if value.is_object() => NodeAnswer { said: Some(value), ..answer },
+                Ok(value) if value.is_object() => {
+                    let gap = value["gaps"][0].as_str().map(|gap| format!("not everything is known: {gap}"));
+                    NodeAnswer { error: gap.unwrap_or_default(), said: Some(value), ..answer }
+                }
                 _ => {
                     let why = said.stderr.trim();
                     let why =

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use kernel::Kernel;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
-use netns::{Inside, Netns};
+use netns::{Inside, Netns, OpenCause};
 use policy::compile::no_iptables_answers;
 use policy::guard::no_rules;
 use ruleset::{Backend, Plan, Ruleset};
@@ -52,14 +52,26 @@ impl PolicedPlaces {
             errors.push(error.to_string());
             Vec::new()
         });
-        let pods = noted.into_iter().filter_map(|sandbox| {
-            let in_container = Path::new(MOUNTED).join(sandbox.path.strip_prefix("/").ok()?);
-            let paths = [in_container, sandbox.path];
-            let netns = paths.into_iter().filter_map(|path| Netns::open(path).ok());
-            let netns = netns.into_iter().find(|netns| netns.id() == sandbox.origin.netns)?;
-            Some(PolicedPod { name: of_pod(&sandbox.origin.pod), netns })
-        });
-        Self { pods: pods.collect(), run_dir: run_dir.to_owned(), errors }
+        let mut pods = Vec::new();
+        for sandbox in noted {
+            let name = of_pod(&sandbox.origin.pod);
+            let in_container = sandbox.path.strip_prefix("/").map(|path| Path::new(MOUNTED).join(path)).ok();
+            let opened = in_container.into_iter().chain([sandbox.path]).map(Netns::open);
+            let (found, failed): (Vec<_>, Vec<_>) = opened.partition(Result::is_ok);
+            let mut found = found.into_iter().filter_map(Result::ok);
+            match found.find(|netns| netns.id() == sandbox.origin.netns) {
+                Some(netns) => pods.push(PolicedPod { name, netns }),
+                // One that is not there any more has nothing.
+                None => errors.extend(
+                    failed
+                        .into_iter()
+                        .filter_map(Result::err)
+                        .find(is_unknown)
+                        .map(|error| format!("{name}: {}", fault::chain(&error))),
+                ),
+            }
+        }
+        Self { pods, run_dir: run_dir.to_owned(), errors }
     }
 
     pub(super) fn look(&self) -> KernelNames {
@@ -104,6 +116,12 @@ impl PolicedPlaces {
         }
         (found, errors)
     }
+}
+
+/// Whether a namespace may be there that could not be opened.
+fn is_unknown(error: &netns::Error) -> bool {
+    let is_gone = |cause: &OpenCause| matches!(cause, OpenCause::Missing | OpenCause::NotANamespace { .. });
+    !matches!(error, netns::Error::Open { cause, .. } if is_gone(cause))
 }
 
 // === impl PolicyRecords ===

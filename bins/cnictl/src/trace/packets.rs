@@ -1,5 +1,7 @@
 //! Steps put together to packets.
 
+use std::time::{Duration, Instant};
+
 use kernel::nft::trace::{self, Met, TraceStep, TraceVerdict, ends};
 
 /// The interface lo is the first of each namespace.
@@ -8,9 +10,16 @@ pub(super) const LOOPBACK: u32 = 1;
 /// The chains of the table that makes the trace which a packet meets first.
 const BEGINNINGS: [&str; 2] = ["prerouting", "output"];
 
-/// TracedPackets of which more may be told.
+/// Packets of which more may be told.
 #[derive(Debug, Default)]
-pub(super) struct TracedPackets(Vec<Vec<TraceStep>>);
+pub(super) struct TracedPackets(Vec<OpenPacket>);
+
+/// A packet, and when something was told of it last.
+#[derive(Debug)]
+struct OpenPacket {
+    steps: Vec<TraceStep>,
+    heard: Instant,
+}
 
 // === impl TracedPackets ===
 
@@ -19,19 +28,24 @@ impl TracedPackets {
     pub(super) fn take(&mut self, step: TraceStep) {
         // The kernel gives a number again, to the next packet of a connection for one.
         let begins = is_of_trace(&step) && step.header.is_some() && BEGINNINGS.contains(&&*step.chain);
-        let continues = |packet: &&mut Vec<TraceStep>| {
-            let has_number = packet.last().is_some_and(|last| last.packet == step.packet);
-            has_number && !begins || comes_again(packet, &step)
+        let continues = |packet: &&mut OpenPacket| {
+            let has_number = packet.steps.last().is_some_and(|last| last.packet == step.packet);
+            has_number && !begins || comes_again(&packet.steps, &step)
         };
+        let heard = Instant::now();
         match self.0.iter_mut().rev().find(continues) {
-            Some(packet) => packet.push(step),
-            None => self.0.push(vec![step]),
+            Some(packet) => {
+                packet.heard = heard;
+                packet.steps.push(step);
+            }
+            None => self.0.push(OpenPacket { steps: vec![step], heard }),
         }
     }
 
-    /// All of them, which are forgotten.
-    pub(super) fn ended(&mut self) -> Vec<Vec<TraceStep>> {
-        std::mem::take(&mut self.0)
+    /// Those of which nothing was told for so long, in the order in which they began; they are forgotten.
+    pub(super) fn ended(&mut self, quiet: Duration) -> Vec<Vec<TraceStep>> {
+        let ended = self.0.extract_if(.., |packet| packet.heard.elapsed() >= quiet);
+        ended.map(|packet| packet.steps).collect()
     }
 }
 
@@ -123,11 +137,11 @@ mod tests {
         // Of another sender, and the second packet of the first one.
         packets.take(step(9, Some(LOOPBACK), 1, 4001));
         packets.take(step(10, Some(LOOPBACK), 1, 4000));
-        let ended = packets.ended();
+        let ended = packets.ended(Duration::ZERO);
         let numbers: Vec<Vec<u32>> =
             ended.iter().map(|packet| packet.iter().map(|step| step.packet).collect()).collect();
         assert_eq!(numbers, [vec![7, 8], vec![7, 10], vec![9]]);
-        assert!(packets.ended().is_empty());
+        assert!(packets.ended(Duration::ZERO).is_empty());
     }
 
     #[test]
@@ -139,7 +153,7 @@ mod tests {
         packets.take(step(7, None, 9, 4000));
         packets.take(first(7));
         packets.take(step(7, None, 9, 4000));
-        assert_eq!(packets.ended().iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
+        assert_eq!(packets.ended(Duration::ZERO).iter().map(Vec::len).collect::<Vec<_>>(), [2, 2]);
     }
 
     #[test]
@@ -147,6 +161,6 @@ mod tests {
         let mut packets = TracedPackets::default();
         packets.take(TraceStep { verdict: TraceVerdict::Drop, ..step(7, None, 9, 4000) });
         packets.take(step(8, Some(LOOPBACK), 1, 4000));
-        assert_eq!(packets.ended().len(), 2);
+        assert_eq!(packets.ended(Duration::ZERO).len(), 2);
     }
 }

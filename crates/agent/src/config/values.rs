@@ -24,12 +24,15 @@ use crate::taint::TaintMode;
 use options::agent::{BadOption, Lookup, Options, Setting};
 
 /// Scopes of the log that have a level of their own: ours, then those of the original's programs, which a command line for it may name.
-const SCOPES: [&str; 13] = [
+const SCOPES: [&str; 16] = [
     "default",
     "cni-agent",
     "cni-plugin",
     "ambient",
-    "verification", // ours
+    "verification",
+    "conflicts",
+    "policies",
+    "policy", // ours
     "cni",
     "controllers",
     "grpc",

@@ -10,6 +10,7 @@ use doctor::installation::ConfigState;
 use doctor::{NodeFiles, installation, kernel_parts, server, timed};
 
 use super::NodeCheck;
+use crate::ambient::open_host;
 use crate::config::PodsOrigin;
 use crate::health::{HealthPart, count_and_names};
 use crate::run::Agent;
@@ -87,7 +88,12 @@ fn kernel(agent: &Agent) -> Vec<CheckResult> {
     let sysctl = Path::new("/proc/sys");
     vec![
         timed(&catalogue::NFTABLES, backend),
-        timed(&catalogue::CONNTRACK, || kernel_parts::conntrack(sysctl)),
+        timed(&catalogue::CONNTRACK, || {
+            // The node's own, wherever the agent runs.
+            let looked = open_host(&agent.config.ambient)
+                .and_then(|host| host.enter(|_| kernel_parts::conntrack(sysctl)));
+            looked.unwrap_or_else(|error| CheckFinding::unknown(fault::chain(&error)))
+        }),
     ]
 }
 

@@ -93,6 +93,8 @@ impl PolicyLeaver {
 
     /// The plugin is off the node: nothing comes any more.
     pub(crate) async fn finish(&self) {
+        // A turn of the enforcement that was under way when its task ended may have put the node's rules back.
+        self.leave_node().await;
         if !self.may_be_in_pods() || rights::lack(&self.config.proc_root()).is_some() {
             return;
         }
@@ -232,9 +234,9 @@ impl PolicyLeaver {
             tokio::task::spawn_blocking(look).await.map_err(|error| error.to_string())??;
         let mut are_all = true;
         for (pod, why) in unknown {
-            are_all &= !matches!(why, MissingNetns::Failed(_));
             // Where nothing runs, nothing is isolated.
             if matches!(why, MissingNetns::Failed(_) | MissingNetns::Several(_) | MissingNetns::OtherOwner) {
+                are_all = false;
                 let text =
                     "it is not known whether a pod has rules of policies that are not enforced any more";
                 self.log.warn(text, &[("pod", &pod), ("reason", &why)]);

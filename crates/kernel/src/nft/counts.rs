@@ -20,6 +20,8 @@ const BYTES: u16 = 1;
 const PACKETS: u16 = 2;
 /// `NFTA_LOG_PREFIX`.
 const PREFIX: u16 = 2;
+/// Rules of all tables of a namespace that are looked at: a service proxy has some tens of thousands.
+const MOST_RULES: usize = 1 << 20;
 /// `NFTA_TARGET_NAME`.
 const TARGET_NAME: u16 = 1;
 
@@ -116,10 +118,15 @@ fn all_rules<T: Default>(
             take(&mut found, family, attributes);
         }
         count += 1;
-        if count > MOST { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if count > MOST_RULES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    dump(&mut socket, 0, message::GET_RULE, |_| {}, part_of).map_err(|e| question(operation, e))?;
-    Ok(found)
+    match dump(&mut socket, 0, message::GET_RULE, |_| {}, part_of) {
+        Ok(true) => Ok(found),
+        Ok(false) => {
+            Err(question(operation, netlink::Error::TooMany { most: MOST_RULES, what: "nf_tables rules" }))
+        }
+        Err(error) => Err(question(operation, error)),
+    }
 }
 
 fn dropping(family: &str, attributes: Attributes<'_>) -> Option<DropCount> {

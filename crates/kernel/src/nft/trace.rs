@@ -38,6 +38,8 @@ const CHAINS: [(Hook, i32); 5] = [
 /// Half of what the kernel holds until it is read.
 const KERNEL_BUFFER: usize = 512 << 10;
 const BUFFER: usize = 32 << 10;
+/// Steps that are told at a time.
+const MOST_STEPS: usize = 4096;
 
 /// Packets that are traced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -212,6 +214,10 @@ impl Tracing {
                 // A signal: who asks for more looks whether it is to end.
                 Err(Errno::AGAIN | Errno::INTR) => return Ok(heard),
                 Err(e) => return Err(failed(e)),
+            }
+            // Somebody else may mark packets without a limit.
+            if heard.steps.len() >= MOST_STEPS {
+                return Ok(heard);
             }
             how = RecvFlags::DONTWAIT;
         }
