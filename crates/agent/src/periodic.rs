@@ -12,6 +12,7 @@ use checks::{CheckFinding, CheckResult, CheckState};
 use metrics::CheckEnd;
 use tokio::sync::oneshot;
 
+use crate::health::HealthPart;
 use crate::run::Agent;
 pub(crate) use config::CheckConfig;
 use look::CheckLook;
@@ -173,10 +174,18 @@ fn note(agent: &Agent, check: NodeCheck, outcome: CheckOutcome, end: CheckEnd) {
     let failed = matches!(end, CheckEnd::Failed | CheckEnd::Timeout);
     let failed_before = agent.health.checked(check, outcome);
     match (failed, failed_before) {
-        (true, _) => agent.log.warn(&text, &[("check", &name)]),
+        // Readiness has told it, or an earlier look.
+        (true, _) if is_told(agent, check) => agent.log.debug(&text, &[("check", &name)]),
+        (true, true) => agent.log.debug(&text, &[("check", &name)]),
+        (true, false) => agent.log.warn(&text, &[("check", &name)]),
         (false, true) => agent.log.info("the check finds nothing wrong any more", &[("check", &name)]),
         (false, false) => {}
     }
+}
+
+/// Whether the log says already what the check finds.
+fn is_told(agent: &Agent, check: NodeCheck) -> bool {
+    check == NodeCheck::Kernel && agent.health.reason(HealthPart::Backend).is_some()
 }
 
 /// A tenth more or less, so that the agents of a cluster do not ask in step.

@@ -28,8 +28,8 @@ pub(super) struct PolicyMetrics {
     programming: HistogramVec,
     peer_lag: HistogramVec,
     snapshot_age: IntGaugeVec,
-    /// When what is in force was known, where it is not known now.
-    known: Mutex<Option<SystemTime>>,
+    /// When what is in force was known, where it is not known now; nothing where nothing is enforced.
+    known: Mutex<Option<Option<SystemTime>>>,
     /// Direction, namespace and policies of those that have a series.
     sets: Mutex<BTreeSet<[String; 3]>>,
 }
@@ -100,6 +100,7 @@ impl PolicyMetrics {
     /// Looks how old what is known is.
     pub(super) fn before_reading(&self) {
         let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = known else { return };
         let age = known.map(|known| known.elapsed().unwrap_or_default().as_secs());
         let age = i64::try_from(age.unwrap_or_default()).unwrap_or(i64::MAX);
         self.snapshot_age.with_label_values::<&str>(&[]).set(age);
@@ -141,7 +142,7 @@ impl super::Metrics {
 
     /// What is in force was known at this time; nothing where it is known now.
     pub fn policy_known(&self, at: Option<SystemTime>) {
-        *self.policy.known.lock().unwrap_or_else(PoisonError::into_inner) = at;
+        *self.policy.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
     }
 
     /// An event is in the kernel.

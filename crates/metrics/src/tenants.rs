@@ -1,6 +1,6 @@
 //! Tenants.
 
-use prometheus::{IntGauge, IntGaugeVec};
+use prometheus::IntGaugeVec;
 
 use super::Metrics;
 use super::register::Register;
@@ -15,7 +15,7 @@ pub(super) struct TenantMetrics {
     tenants: IntGaugeVec,
     pods: IntGaugeVec,
     generation: IntGaugeVec,
-    conflicts: IntGauge,
+    conflicts: IntGaugeVec,
 }
 
 /// A tenant as it is in force on this node.
@@ -47,9 +47,10 @@ impl TenantMetrics {
                 "The generation of each tenant that is in force on this node",
                 &["tenant"],
             )?,
-            conflicts: make.gauge(
+            conflicts: make.gauges(
                 "istio_cni_tenant_conflicts",
                 "Claims of tenants to namespaces that an older tenant has",
+                &[],
             )?,
         })
     }
@@ -73,7 +74,7 @@ impl Metrics {
                 pods.with_label_values(&[OTHER]).add(number(tenant.pods));
             }
         }
-        conflicts.set(number(all.iter().map(|tenant| tenant.refused).sum()));
+        conflicts.with_label_values::<&str>(&[]).set(number(all.iter().map(|tenant| tenant.refused).sum()));
     }
 }
 

@@ -116,7 +116,7 @@ fn tenant_rule() -> impl Strategy<Value = Value> {
     ];
     let port = (select(&["TCP", "UDP"][..]), select(&[80, 81][..]));
     let ports = vec(port.prop_map(|(protocol, number)| json!({"protocol": protocol, "port": number})), 0..=1);
-    (select(&["Allow", "Allow", "Deny"][..]), vec(peer, 0..=2), ports).prop_map(|(action, peers, ports)| {
+    (select(&["Allow", "Allow", "Deny"][..]), vec(peer, 1..=2), ports).prop_map(|(action, peers, ports)| {
         let mut rule = json!({"action": action});
         for (field, all) in
             [("peers", peers), ("ports", ports)].into_iter().filter(|(_, all)| !all.is_empty())

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::json;
 use testkit::Agent;
@@ -144,10 +145,17 @@ fn the_page_is_for_one_browser_on_this_machine_and_only_to_look_at() {
     assert!(!matches!(long.read(&mut [0; 16]), Ok(1..)), "a head of 20 kB is answered");
     rustix::process::kill_process(
         rustix::process::Pid::from_child(&page.child),
-        rustix::process::Signal::INT,
+        // Whoever runs tests in the background has them ignore SIGINT.
+        rustix::process::Signal::TERM,
     )
     .unwrap();
-    page.child.wait().unwrap();
+    testkit::until(
+        "it ends",
+        Duration::from_secs(10),
+        || page.child.try_wait().unwrap().is_some(),
+        || "it runs",
+    )
+    .unwrap();
     assert!(TcpStream::connect(("127.0.0.1", page.port)).is_err(), "it ends with its command");
 }
 

@@ -54,6 +54,8 @@ pub(crate) struct AuditTrail {
 struct TrailState {
     ledger: AuditLedger,
     has_begun: bool,
+    /// Whether the next agent finds a note of this one.
+    has_kept: bool,
     /// What rules had counted when hearing began, until it is known what lines tell of it.
     at_start: Vec<(RuleKey, u64)>,
     /// Lines that found no room, as far as they are counted.
@@ -180,7 +182,13 @@ impl AuditTrail {
             metrics.audit_stands(link.map(|link| (link.hash.as_str(), link.seq)), standing.waiting);
         });
         let ledger = AuditLedger::new(config.ledger, Instant::now());
-        let state = Mutex::new(TrailState { ledger, has_begun: false, at_start: Vec::new(), lost: 0 });
+        let state = Mutex::new(TrailState {
+            ledger,
+            has_begun: false,
+            has_kept: false,
+            at_start: Vec::new(),
+            lost: 0,
+        });
         Ok(Arc::new(Self { log, node: node.to_owned(), boot_id, metrics, scope, state }))
     }
 
@@ -205,6 +213,9 @@ impl AuditTrail {
             // On a full disk: when it is known what lines tell.
             None => state.at_start = rules,
         }
+        drop(state);
+        // An agent that is killed soon has a successor that goes by it.
+        self.keep(KEEP_PATIENCE);
     }
 
     /// What rules had counted when hearing began, and no line tells.
@@ -258,7 +269,7 @@ impl AuditTrail {
         for turn in 1_u32.. {
             tick.tick().await;
             self.close(false);
-            if turn.is_multiple_of(KEEP) {
+            if turn.is_multiple_of(KEEP) || !self.state().has_kept {
                 let trail = self.clone();
                 let _ = tokio::task::spawn_blocking(move || trail.keep(KEEP_PATIENCE)).await;
             }
@@ -288,8 +299,11 @@ impl AuditTrail {
         let rules = state.ledger.written().map(|(rule, packets)| (rule.clone(), packets)).collect();
         // A disk that hangs must not hold up who hears of denials.
         drop(state);
-        if let Err(error) = self.log.keep(&self.boot_id, &link, rules) {
-            self.scope.debug("the note beside the audit file is not written", &[("error", &error)]);
+        match self.log.keep(&self.boot_id, &link, rules) {
+            Ok(()) => self.state().has_kept = true,
+            Err(error) => {
+                self.scope.debug("the note beside the audit file is not written", &[("error", &error)]);
+            }
         }
     }
 

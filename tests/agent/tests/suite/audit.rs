@@ -12,13 +12,20 @@ use testkit::probe::Flow;
 use testkit::{Agent, PATIENCE, eventually};
 
 use crate::denials::{denied_by_rule, friends_only, set_policy, wait_isolated, wire};
-use crate::mesh_render::cnictl;
 
 fn agent(mesh: &Mesh, file: &Path) -> Agent {
     let agent = mesh.agent().env("AMBIENT_ENABLED", "false").env("POLICY_ENFORCEMENT", "on");
     let agent = agent.env("POLICY_POINT", "node").env("AUDIT_WINDOW", "1s").env("AUDIT_LOG_MAX_MB", "1");
     let agent = agent.env("AUDIT_LOG_FILES", "1000");
     agent.env("AUDIT_LOG", file.to_str().unwrap()).ready().unwrap()
+}
+
+/// The tool reads files, and asks nobody.
+fn cnictl(mesh: &Mesh, words: &str) -> Result<(Option<i32>, String, String)> {
+    let mut command = Command::new(testkit::programs().join("cnictl"));
+    let output = mesh.host.output(command.args(words.split(' ')))?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok((output.status.code(), text(output.stdout), text(output.stderr)))
 }
 
 /// All lines of all files, by the tool.

@@ -204,6 +204,7 @@ fn pods_of_tenants_start_guarded_while_there_is_no_agent() {
     .unwrap();
     agent.kill().unwrap();
     let pod = town.mesh.sandbox("default", "rc").unwrap();
+    town.mesh.run(&pod).unwrap();
     wire(&town.mesh, &pod);
     let object = PodObject::named(&pod.name).uid(&pod.uid).label("app", "rc").on_node(NODE_NAME);
     town.mesh.node.api.set_pod(object.container("app"));
@@ -212,6 +213,7 @@ fn pods_of_tenants_start_guarded_while_there_is_no_agent() {
     call.conf["prevResult"]["ips"][0]["address"] = json!(format!("{}/32", pod.ip));
     let answer = call.add().unwrap();
     assert!(answer.stderr.contains("isolated"), "{}", answer.stderr);
+    town.mesh.node.api.set_pod(pod.object(&[("app", "rc")], true));
     town.pods.push((pod, listeners));
     assert!(!town.reaches("fa", "rc", 8080) && !town.reaches("rc", "fa", 8080));
     let agent = backend(town.agent(), "native").ready().unwrap();

@@ -197,7 +197,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 38, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 41, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -238,7 +238,7 @@ fn each_value_sets_its_option() {
         ("agent.verifyFullInterval=5m", "VERIFY_FULL_INTERVAL", Some("5m")),
         ("agent.verifyRepair=off", "VERIFY_REPAIR", Some("off")),
         ("agent.healthConfigInterval=30s", "HEALTH_CONFIG_INTERVAL", Some("30s")),
-        ("agent.healthConnectivityInterval=0", "HEALTH_CONNECTIVITY_INTERVAL", Some("0")),
+        ("agent.healthConnectivityInterval=0s", "HEALTH_CONNECTIVITY_INTERVAL", Some("0s")),
         ("agent.healthDnsServers={10.96.0.10}", "HEALTH_DNS_SERVERS", Some("10.96.0.10")),
         ("agent.healthMetricsShortNames=true", "HEALTH_METRICS_SHORT_NAMES", Some("true")),
         ("agent.healthMetricsShortNames=false", "HEALTH_METRICS_SHORT_NAMES", None),
