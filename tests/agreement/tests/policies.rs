@@ -144,6 +144,8 @@ fn tenant() -> impl Strategy<Value = Value> {
                 };
                 rules.into_iter().enumerate().map(name).collect()
             };
+            // An API server takes no other.
+            let external = if denied.contains(&"::/0") { "Deny" } else { external };
             json!({"namespaces": namespaces, "allowedIPRanges": allowed, "deniedIPRanges": denied,
                 "networkPolicy": {"ingressRules": named(ingress), "egressRules": named(egress)},
                 "defaults": {"external": external, "unassigned": unassigned}, "enforcement": mode})
