@@ -160,7 +160,9 @@ impl Job {
         match (answer.in_force, answer.point) {
             // The agent's own rules have taken the guard's place.
             (true, EnforcedAt::Pod | EnforcedAt::Both)
-                if !answer.ingress_class.is_empty() || !answer.egress_class.is_empty() => {}
+                if !answer.isolation.is_none()
+                    || !answer.ingress_class.is_empty()
+                    || !answer.egress_class.is_empty() => {}
             (true, _) => self.lift_guard(netns)?,
             (false, _) if answer.isolation.is_none() => self.lift_guard(netns)?,
             (false, _) => {

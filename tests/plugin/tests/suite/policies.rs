@@ -253,7 +253,7 @@ fn what_becomes_of_such_a_pod_is_the_administrators_choice() {
 
     // What is there cannot be read: then nobody knows that no policy selects the pod.
     let scene = Scene::web(true);
-    for other in ["istio-cni policies 1", "istio-cni policies 3"] {
+    for other in ["istio-cni policies 1", "istio-cni policies 4"] {
         scene.keep(&format!("{other}\nseen\n"));
         let (answer, passes) = scene.start();
         succeeded(&answer, &["it is of another version"]);
