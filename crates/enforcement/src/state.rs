@@ -166,18 +166,7 @@ impl PolicyState {
         let touched = self.local.prepare(pod, labels.clone(), addresses, &self.sources.peers.read());
         let key = key_of(pod);
         self.remember();
-        let (has_tenants, is_known) = match &self.remembered {
-            Some(remembered) => (remembered.has_tenants(), remembered.knows_namespace(&key.namespace)),
-            None => (self.has_tenants(), self.namespaces.has(&key.namespace)),
-        };
-        match self.stage {
-            // The first of them is there, and not all that it speaks of.
-            FollowStage::Idle if !self.has_none() => return Err(NotPrepared::NotListed),
-            FollowStage::Follows | FollowStage::Remembers if has_tenants && !is_known => {
-                return Err(NotPrepared::Namespace(key.namespace));
-            }
-            _ => {}
-        }
+        self.may_judge(&key)?;
         match self.stage {
             FollowStage::Lists => return Err(NotPrepared::NotListed),
             FollowStage::Remembers => self.start_remembered(pod, labels.clone(), addresses),

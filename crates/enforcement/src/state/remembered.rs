@@ -13,7 +13,7 @@ use policy::index::{LocalFacts, PeerMember, PeerSet, PolicyEffect, PolicyIndex};
 use policy::snapshot::{PolicySnapshot, SnapshotServices};
 use policy::{PlainPod, PlainWorld, Section, World as _};
 
-use super::{FollowStage, PolicyState, name_of};
+use super::{FollowStage, NotPrepared, PolicyState, name_of};
 use crate::news::PolicyStanding;
 use crate::point::PointError;
 use crate::tunnels::Tunnels;
@@ -170,6 +170,25 @@ impl PolicyState {
             (FollowStage::Idle, _) if !self.has_none() => PolicyStanding::NotListed,
             (_, Some(remembered)) => PolicyStanding::Remembered(remembered.as_of()),
             _ => PolicyStanding::InForce,
+        }
+    }
+
+    /// Whether enough is known to judge a pod that starts.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(super) fn may_judge(&self, key: &ObjectKey) -> Result<(), NotPrepared> {
+        let (has_tenants, is_known) = match &self.remembered {
+            Some(remembered) => (remembered.has_tenants(), remembered.knows_namespace(&key.namespace)),
+            None => (self.has_tenants(), self.namespaces.has(&key.namespace)),
+        };
+        match self.stage {
+            // The first of them is there, and not all that it speaks of.
+            FollowStage::Idle if !self.has_none() => Err(NotPrepared::NotListed),
+            FollowStage::Follows | FollowStage::Remembers if has_tenants && !is_known => {
+                Err(NotPrepared::Namespace(key.namespace.clone()))
+            }
+            _ => Ok(()),
         }
     }
 
