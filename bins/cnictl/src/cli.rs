@@ -17,6 +17,7 @@ Exit codes:
   2    the command line is wrong
   3    there is nothing to show: no such pod, or none that should be captured; for render: the pod is not captured
   4    nothing wrong was seen, but not everything could be looked at (status, doctor, pods, verify, conflicts, policy explain)
+  5    for policy explain --kernel: the kernel's rules do something else
   124  the time of --timeout was over";
 
 const EXAMPLES: &str = "\

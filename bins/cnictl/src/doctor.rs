@@ -15,7 +15,7 @@ use doctor::NodeFiles;
 use crate::chain::seconds;
 use crate::node::{NodePlaces, PlaceArgs};
 use crate::output::VerbAnswer;
-use crate::pods::PARTLY_UNKNOWN;
+use crate::pods::{OUT_OF_TIME, PARTLY_UNKNOWN};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,8 +39,6 @@ Exit codes: 0 nothing is wrong; there may be warnings
 
 /// Pause between two looks of --wait.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Exit code where the time of --wait was over; timeout(1) uses the same.
-const OUT_OF_TIME: u8 = 124;
 
 /// How the result is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

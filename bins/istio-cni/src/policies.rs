@@ -164,7 +164,12 @@ impl Job {
                     || !answer.ingress_class.is_empty()
                     || !answer.egress_class.is_empty() => {}
             (true, _) => self.lift_guard(netns)?,
-            (false, _) if answer.isolation.is_none() => self.lift_guard(netns)?,
+            (false, _) if answer.isolation.is_none() => {
+                // Nor is there anything else of ours, unless the agent has loaded it already.
+                if guarded.is_some() || (answer.ingress_class.is_empty() && answer.egress_class.is_empty()) {
+                    self.lift_guard(netns)?;
+                }
+            }
             (false, _) => {
                 if guarded.is_none_or(|(isolation, _)| isolation != answer.isolation) {
                     if !answer.node.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use checks::{CheckResult, CheckState};
+use checks::{CheckFinding, CheckResult, CheckState};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode};
 
@@ -143,10 +143,10 @@ impl Health {
         self.state().parts.get(&part).cloned().flatten()
     }
 
-    /// Keeps what a check of the node came to; whether it failed before.
-    pub(crate) fn checked(&self, check: NodeCheck, outcome: CheckOutcome) -> bool {
-        let before = self.state().checks.insert(check, outcome);
-        before.is_some_and(|before| before.finding.state == CheckState::Failed)
+    /// Keeps what a check of the node came to; gives what it was before, if that was a failure.
+    pub(crate) fn checked(&self, check: NodeCheck, outcome: CheckOutcome) -> Option<CheckFinding> {
+        let before = self.state().checks.insert(check, outcome)?.finding;
+        (before.state == CheckState::Failed).then_some(before)
     }
 
     /// What a check looked at last.
@@ -294,16 +294,17 @@ mod tests {
     fn a_check_that_fails_is_listed_and_does_not_make_the_agent_unready() {
         let health = Health::of(&[]);
         let outcome = |finding| CheckOutcome { finding, results: Vec::new() };
-        assert!(!health.checked(NodeCheck::Config, outcome(CheckFinding::ok("fine"))));
-        assert!(!health.checked(NodeCheck::Dns, outcome(CheckFinding::failed("no\nanswer", "look"))));
-        assert!(!health.checked(NodeCheck::Api, outcome(CheckFinding::unknown("denied"))));
-        assert!(!health.checked(NodeCheck::Ztunnel, outcome(CheckFinding::skipped("off"))));
+        assert_eq!(health.checked(NodeCheck::Config, outcome(CheckFinding::ok("fine"))), None);
+        assert_eq!(health.checked(NodeCheck::Dns, outcome(CheckFinding::failed("no\nanswer", "look"))), None);
+        assert_eq!(health.checked(NodeCheck::Api, outcome(CheckFinding::unknown("denied"))), None);
+        assert_eq!(health.checked(NodeCheck::Ztunnel, outcome(CheckFinding::skipped("off"))), None);
         let checks =
             "[+]check/config ok\n[!]check/api is not known: denied\n[-]check/dns failed: no answer; look\n";
         assert_eq!(health.verbose(), format!("{checks}readyz check passed\n"));
         assert_eq!(health.verbose_life(), format!("[+]ping ok\n{checks}healthz check passed\n"));
         assert!(health.missing().is_empty());
-        assert!(health.checked(NodeCheck::Dns, outcome(CheckFinding::ok("fine"))), "it failed before");
+        let before = health.checked(NodeCheck::Dns, outcome(CheckFinding::ok("fine")));
+        assert_eq!(before, Some(CheckFinding::failed("no\nanswer", "look")), "it failed before");
     }
 
     #[test]

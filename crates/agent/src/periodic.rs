@@ -172,20 +172,17 @@ fn note(agent: &Agent, check: NodeCheck, outcome: CheckOutcome, end: CheckEnd) {
     }
     let (name, text) = (check.name(), outcome.finding.to_string());
     let failed = matches!(end, CheckEnd::Failed | CheckEnd::Timeout);
-    let failed_before = agent.health.checked(check, outcome);
-    match (failed, failed_before) {
-        // Readiness has told it, or an earlier look.
-        (true, _) if is_told(agent, check) => agent.log.debug(&text, &[("check", &name)]),
-        (true, true) => agent.log.debug(&text, &[("check", &name)]),
-        (true, false) => agent.log.warn(&text, &[("check", &name)]),
-        (false, true) => agent.log.info("the check finds nothing wrong any more", &[("check", &name)]),
-        (false, false) => {}
+    // Readiness has told it, or an earlier look.
+    let of_readiness = agent.health.reason(HealthPart::Backend).filter(|_| check == NodeCheck::Kernel);
+    let is_told = of_readiness.is_some_and(|reason| text.starts_with(&reason));
+    let before = agent.health.checked(check, outcome);
+    match (failed, before) {
+        (true, Some(before)) if before.to_string() == text => agent.log.debug(&text, &[("check", &name)]),
+        (true, _) if is_told => agent.log.debug(&text, &[("check", &name)]),
+        (true, _) => agent.log.warn(&text, &[("check", &name)]),
+        (false, Some(_)) => agent.log.info("the check finds nothing wrong any more", &[("check", &name)]),
+        (false, None) => {}
     }
-}
-
-/// Whether the log says already what the check finds.
-fn is_told(agent: &Agent, check: NodeCheck) -> bool {
-    check == NodeCheck::Kernel && agent.health.reason(HealthPart::Backend).is_some()
 }
 
 /// A tenth more or less, so that the agents of a cluster do not ask in step.

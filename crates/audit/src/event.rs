@@ -233,7 +233,7 @@ impl AuditEvent {
 }
 
 /// Random bits of this process and a number, as a UUID of version 4.
-fn new_uuid() -> String {
+pub(crate) fn new_uuid() -> String {
     static SEED: OnceLock<[u8; 32]> = OnceLock::new();
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let seed = SEED.get_or_init(|| {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rundir::denials::{DenialEnd, DenialRecord, DeniedConnection};
 
-use crate::event::{AddressMask, AuditEvent, RuleKey};
+use crate::event::{AddressMask, AuditEvent, RuleKey, new_uuid};
 
 /// Ends of a rule that are told apart in a window, and of all rules.
 const MOST_OF_RULE: usize = 1000;
@@ -100,7 +100,12 @@ impl AuditLedger {
         else {
             return None;
         };
-        let key = (name(source), name(destination), event.connection.protocol.clone(), destination.port);
+        let key = (
+            source.told_without_port(),
+            destination.told_without_port(),
+            event.connection.protocol.clone(),
+            destination.port,
+        );
         if let Some(flow) = window.flows.get_mut(&key) {
             flow.add(&event, record.packets);
             return None;
@@ -252,18 +257,12 @@ impl FlowWindow {
     fn give(&mut self, limited: u64, lines: &mut Vec<AuditEvent>) {
         let packets = self.waiting + limited;
         if packets > 0 {
-            let uuid =
-                if self.waiting == 0 { AuditEvent::plain("", "").uuid } else { self.event.uuid.clone() };
+            let uuid = if self.waiting == 0 { new_uuid() } else { self.event.uuid.clone() };
             let event = self.event.clone();
             lines.push(AuditEvent { uuid, packets: Some(packets), limited, sampled: limited > 0, ..event });
         }
         self.waiting = 0;
     }
-}
-
-/// What an end is told apart by.
-fn name(end: &DenialEnd) -> String {
-    DenialEnd { port: None, ..end.clone() }.told()
 }
 
 #[cfg(test)]

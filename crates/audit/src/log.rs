@@ -254,6 +254,14 @@ impl State {
         *self.lost.entry(if has_room { rule } else { RuleKey::default() }).or_default() += packets;
     }
 
+    /// A line about what was lost was not written either.
+    fn lose_again(&mut self, gap: &AuditEvent) {
+        self.lost_lately += gap.lost_events;
+        if let Some((rule, packets)) = gap.accounted() {
+            *self.lost.entry(rule).or_default() += packets;
+        }
+    }
+
     /// Lines about what found no room.
     fn gaps(&mut self, node: &str) -> Vec<AuditEvent> {
         let mut events = std::mem::take(&mut self.lost_lately);
@@ -269,16 +277,6 @@ impl State {
             AuditEvent { lost_events, ..AuditEvent::gap(node, &rule, packets, "disk") }
         };
         lost.into_iter().map(gap).collect()
-    }
-}
-
-impl State {
-    /// A line about what was lost was not written either.
-    fn lose_again(&mut self, gap: &AuditEvent) {
-        self.lost_lately += gap.lost_events;
-        if let Some((rule, packets)) = gap.accounted() {
-            *self.lost.entry(rule).or_default() += packets;
-        }
     }
 }
 

@@ -59,7 +59,6 @@ catalogue! {
     SOCKETS Installation "installation.sockets", "the sockets between plugin and agent", "the-agents-sockets";
     AGENT Installation "installation.agent", "whether an agent answers, and is ready", "the-agent-does-not-answer";
     AGENT_NOTICES Installation "installation.notices", "what the agent says although it is ready", "the-agent-is-not-ready";
-    LEFTOVERS Installation "installation.leftovers", "files and rules of upstream's istio-cni", "leftovers";
     OTHER_MESHES Meshes "meshes.others", "plugins of other meshes in the CNI configuration", "other-meshes";
     CILIUM Meshes "meshes.cilium", "options of Cilium that undo ours", "cilium";
     CALICO Meshes "meshes.calico", "Calico's eBPF mode", "calico";
@@ -67,13 +66,11 @@ catalogue! {
     API Cluster "cluster.api", "the API server, with the agent's account", "the-api-server";
     API_PLUGIN Cluster "cluster.api-plugin", "the API server over a new connection with the plugin's kubeconfig", "the-plugins-kubeconfig";
     RIGHTS Cluster "cluster.rights", "whether the plugin's account may read pods", "rights";
-    CLOCK Cluster "cluster.clock", "the clock against the API server's", "the-clock";
     DNS Cluster "cluster.dns", "an answer of cluster DNS, by UDP and by TCP", "cluster-dns";
     NODE_NAME Cluster "cluster.node", "whether the API server knows a node of this name", "the-name-of-the-node";
     PODS Pods "pods.verified", "which pods should be captured, and which are", "a-pod-is-not-captured";
     POD_CONFLICTS Pods "pods.conflicts", "rules and programs of others in pods' network namespaces", "rules-of-others-in-a-pod";
     UNCAPTURED Pods "pods.uncaptured", "pods that the failure policy let start without capture", "pods-without-capture";
-    HOST Host "host.rules", "the node's own rules and sets", "the-nodes-own-rules";
     ZTUNNEL Host "host.ztunnel", "whether a ztunnel is connected to the agent", "ztunnel";
     PROBE Host "host.probe", "whether a probe from the node reaches a pod's network namespace", "a-firewall-on-the-node";
     PORTS Host "host.ports", "whether the agent has its ports", "a-port-is-taken";

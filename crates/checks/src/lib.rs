@@ -6,7 +6,7 @@ pub mod catalogue;
 mod report;
 
 pub use catalogue::CheckSpec;
-pub use report::{CheckReport, Worst};
+pub use report::{API_VERSION, CheckReport, Worst};
 
 use serde::{Deserialize, Serialize};
 

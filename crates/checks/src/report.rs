@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CheckResult, CheckState};
 
-/// What the report in JSON begins with, as everything else of `cnictl` does.
-const API_VERSION: &str = "cnictl.istio-cni.io/v1";
+/// What JSON and YAML of `cnictl` begin with. Within this version members are only added.
+pub const API_VERSION: &str = "cnictl.istio-cni.io/v1";
 /// `kind` of the report in JSON.
 const KIND: &str = "CheckReport";
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use checks::CheckFinding;
+use checks::{CheckFinding, CheckResult, catalogue};
 use facts::PodRef;
 use podsource::{Cause, Kubernetes, PodSource as _};
 
@@ -12,15 +12,22 @@ const ASKED: &str = "istio-cni-check";
 
 /// What one question to the API server tells of it and of the account's rights.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PluginAccess {
+struct PluginAccess {
     /// Whether it takes the account.
-    pub api: CheckFinding,
+    api: CheckFinding,
     /// Whether the account may read pods.
-    pub rights: CheckFinding,
+    rights: CheckFinding,
 }
 
 /// Asks for a pod as the plugin would, within `limit`.
-pub fn look(run_dir: &Path, namespace: &str, limit: Duration) -> PluginAccess {
+pub fn look(run_dir: &Path, namespace: &str, limit: Duration) -> [CheckResult; 2] {
+    let begun = Instant::now();
+    let PluginAccess { api, rights } = ask(run_dir, namespace, limit);
+    let seconds = begun.elapsed().as_secs_f64();
+    [api.of(&catalogue::API_PLUGIN, seconds), rights.of(&catalogue::RIGHTS, seconds)]
+}
+
+fn ask(run_dir: &Path, namespace: &str, limit: Duration) -> PluginAccess {
     let path = run_dir.join(rundir::KUBECONFIG);
     if !path.exists() {
         let text = || format!("{} is not there, so that nobody is asked", path.display());

@@ -192,7 +192,7 @@ impl Policies {
     /// # Errors
     /// That is not so.
     pub async fn prepare(&self, starting: PodToPrepare) -> Result<PreparedPod, NotPrepared> {
-        if self.sources.tenants.is_some() {
+        if self.sources.tenants.as_ref().is_some_and(tenants::TenantStores::has_some) {
             self.await_namespace(&starting.pod.namespace).await;
         }
         let (answer, answered) = oneshot::channel();

@@ -66,6 +66,9 @@ pub trait PolicyPoint: Send {
         Ok(())
     }
 
+    /// A pod that starts is guarded, and nobody else ends that: its rules take the guard's place, or nothing does.
+    fn end_guard(&mut self, _: &LocalName) {}
+
     /// Looks whether the kernel has what it was given still, and puts it right. Whether it had to.
     ///
     /// # Errors

@@ -131,6 +131,16 @@ impl Points {
         self.pod.adopt(index, &|pod| charge(choice, sights.get(pod), pod, index))
     }
 
+    /// Whether it is known where the policies of a pod are enforced.
+    pub(super) fn is_settled(&self, pod: &LocalName, index: &PolicyIndex) -> bool {
+        charge(self.choice, self.sights.get(pod), pod, index) != PointCharge::Unsettled
+    }
+
+    /// See [`PolicyPoint::end_guard`].
+    pub(super) fn end_guard(&mut self, pod: &LocalName) {
+        self.pod.end_guard(pod);
+    }
+
     /// Tests whether the node sees a pod, and enforces its policies where that says.
     pub(super) fn look(&mut self, at: &AttachedPod, index: &PolicyIndex) -> Result<(), PointError> {
         if self.choice == PointChoice::Pod {

@@ -80,8 +80,14 @@ impl PolicyState {
         match request {
             None => {}
             Some(PolicyRequest::Prepare(starting, answer)) => {
+                let prepared = self.prepare(&starting);
+                let is_prepared = prepared.is_ok();
                 // Who asked may have gone meanwhile.
-                let _ = answer.send(self.prepare(&starting));
+                let is_heard = answer.send(prepared).is_ok();
+                match is_prepared && is_heard {
+                    true => self.is_told(&starting.pod),
+                    false => self.stays_guarded(&starting.pod),
+                }
             }
             Some(PolicyRequest::Release(pod, answer)) => {
                 self.release(&pod);
@@ -101,6 +107,7 @@ impl PolicyState {
                 let _ = answer.send(());
             }
         }
+        self.end_guards();
         done
     }
 

@@ -100,6 +100,11 @@ impl ServiceState {
     }
 }
 
+/// All objects of a kind.
+fn named<T>(objects: &Objects<T>) -> Vec<(Box<str>, Box<str>, Arc<T>)> {
+    objects.iter().map(|(namespace, name, object)| (namespace.into(), name.into(), object.clone())).collect()
+}
+
 // === impl PolicyState ===
 
 impl PolicyState {
@@ -113,16 +118,7 @@ impl PolicyState {
         if !services.is_listed() || !slices.is_listed() {
             return None;
         }
-        let named = |(namespace, name): (&str, &str)| (Box::<str>::from(namespace), Box::<str>::from(name));
-        let services = services.iter().map(|(namespace, name, service)| {
-            let (namespace, name) = named((namespace, name));
-            (namespace, name, service.clone())
-        });
-        let slices = slices.iter().map(|(namespace, name, slice)| {
-            let (namespace, name) = named((namespace, name));
-            (namespace, name, slice.clone())
-        });
-        Some(SnapshotServices { services: services.collect(), slices: slices.collect() })
+        Some(SnapshotServices { services: named(&services), slices: named(&slices) })
     }
 
     /// Judges Services anew where that is needed and something has changed.

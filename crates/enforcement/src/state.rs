@@ -1,5 +1,6 @@
 //! Turns what watches and plugins tell into effects, and gives these to where policies are enforced.
 
+mod guarded;
 mod known;
 mod looks;
 mod prepared;
@@ -13,8 +14,8 @@ use std::time::Instant;
 
 use cluster::news::ObjectKey;
 use cluster::{Cluster, Objects, Peers, Shared};
+use facts::NetworkPolicy;
 use facts::networkpolicy::Isolation;
-use facts::{NetworkPolicy, PodRef};
 use policy::index::{LocalFacts, LocalName, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge};
 use policy::{PolicyName, PolicyPod as _, PolicyTerms, Section};
 use tokio::sync::watch;
@@ -79,6 +80,8 @@ pub(super) struct PolicyState {
     refused: BTreeMap<ObjectKey, (u64, usize)>,
     /// Pods whose addresses a plugin told and that nobody else knows, as it was when this was looked at last.
     unknown: BTreeSet<ObjectKey>,
+    /// Pods whose plugins have guarded them, and ask no more.
+    guarded: BTreeSet<LocalName>,
 }
 
 /// How far it is.
@@ -122,6 +125,7 @@ impl PolicyState {
             logged: LoggedClasses::default(),
             refused: BTreeMap::new(),
             unknown: BTreeSet::new(),
+            guarded: BTreeSet::new(),
         }
     }
 
@@ -190,19 +194,10 @@ impl PolicyState {
         Ok(PreparedPod { classes, isolation, point })
     }
 
-    /// The addresses of a pod are released: the next one may have them.
-    pub(super) fn release(&mut self, pod: &PodRef) {
-        let touched = self.local.release(pod, &self.sources.peers.read());
-        match self.stage {
-            FollowStage::Follows => self.pod(&key_of(pod), &touched),
-            FollowStage::Remembers => self.end_remembered(pod),
-            FollowStage::Lists | FollowStage::Idle => {}
-        }
-    }
-
     /// Forgets pods that never came to be: nobody has known them twice in a row. And classes that are gone as long.
     pub(super) fn sweep(&mut self) {
         self.logged.sweep(&self.index);
+        self.sweep_guarded();
         let cluster = self.sources.cluster.clone();
         self.tunnels.retain(|key| cluster.index().pod(&key.namespace, &key.name).is_some());
         let (before, mut unknown) = (std::mem::take(&mut self.unknown), BTreeSet::new());

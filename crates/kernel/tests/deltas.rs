@@ -14,6 +14,8 @@ mod growth;
 mod guard;
 #[path = "deltas/node.rs"]
 mod node;
+#[path = "deltas/own.rs"]
+mod own;
 #[path = "deltas/rules.rs"]
 mod rules;
 #[path = "deltas/support.rs"]

@@ -105,7 +105,7 @@ impl UsageBook {
     /// # Errors
     /// It is not what an agent wrote.
     pub fn restore(text: &str, node: &str, boot: &str) -> Result<Self, serde_json::Error> {
-        let mut book = Self::read_kept(text)?;
+        let mut book: Self = serde_json::from_str(text)?;
         book.node = node.into();
         book.is_restored = true;
         if *book.boot != *boot {
@@ -116,14 +116,6 @@ impl UsageBook {
             book.is_restored = false;
         }
         Ok(book)
-    }
-
-    /// What an agent keeps, to be looked at.
-    ///
-    /// # Errors
-    /// It is not what an agent wrote.
-    pub fn read_kept(text: &str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(text)
     }
 
     /// For the disk.

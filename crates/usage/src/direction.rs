@@ -7,14 +7,6 @@ use serde::{Deserialize, Deserializer, Serializer};
 /// Both.
 pub(crate) const BOTH: [TrafficDirection; 2] = [TrafficDirection::Egress, TrafficDirection::Ingress];
 
-/// As in files.
-pub fn direction_name(direction: TrafficDirection) -> &'static str {
-    match direction {
-        TrafficDirection::Egress => "egress",
-        TrafficDirection::Ingress => "ingress",
-    }
-}
-
 /// As in names of counters.
 pub(crate) fn short(direction: TrafficDirection) -> &'static str {
     match direction {
@@ -25,11 +17,11 @@ pub(crate) fn short(direction: TrafficDirection) -> &'static str {
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
 pub(crate) fn serialize<S: Serializer>(direction: &TrafficDirection, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(direction_name(*direction))
+    to.collect_str(direction)
 }
 
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<TrafficDirection, D::Error> {
     let text = Box::<str>::deserialize(from)?;
-    let found = BOTH.into_iter().find(|direction| direction_name(*direction) == &*text);
+    let found = BOTH.into_iter().find(|direction| direction.to_string() == *text);
     found.ok_or_else(|| D::Error::custom(format!("{text:?} is no direction")))
 }

@@ -30,12 +30,6 @@ impl Hour {
         self.begins() + SECONDS
     }
 
-    /// So many hours later that it is the next day.
-    #[must_use]
-    pub fn next_day(self) -> Self {
-        Self(self.0 + 24)
-    }
-
     /// Its day as eight digits, as in names of files.
     pub fn day(self) -> String {
         let (year, month, day) = self.date();

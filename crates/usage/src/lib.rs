@@ -19,9 +19,8 @@ mod tests;
 
 pub use book::{CountedPod, PodKey, UsageBook, UsageIncrement};
 pub use class::PeerClass;
-pub use direction::direction_name;
 pub use hour::Hour;
-pub use line::{LineRow, PodShare, SCHEMA, USAGE_DIR, USAGE_FILES, USAGE_STATE, UsageLine};
+pub use line::{LineRow, PodShare, SCHEMA, UsageLine};
 pub use plan::{USAGE_OWNER, USAGE_TABLE, UsageClass, UsagePlan};
 pub use reading::{Amount, CounterCount, PodReading};
 pub use report::{ReportFilter, ReportRow, UsageReport};

@@ -79,10 +79,3 @@ impl UsageLine {
         serde_json::to_string(self).unwrap_or_default()
     }
 }
-
-/// What the names of files begin with, one for each day: `usage-20261128.jsonl`.
-pub const USAGE_FILES: &str = "usage";
-/// The file beside them with the sums of the present hour.
-pub const USAGE_STATE: &str = "usage-now.json";
-/// Their directory in that of what outlives a restart of the machine.
-pub const USAGE_DIR: &str = "usage";

@@ -8,7 +8,6 @@ use serde::Serialize;
 use policy::TrafficDirection;
 
 use crate::class::PeerClass;
-use crate::direction::direction_name;
 use crate::hour::Hour;
 use crate::line::{PodShare, UsageLine};
 use crate::reading::Amount;
@@ -137,11 +136,7 @@ impl UsageReport {
         for row in &self.rows {
             let mut line: Vec<String> = row.hour.iter().map(Hour::to_string).collect();
             let Amount { bytes, packets, connections } = row.amount;
-            line.extend([
-                row.tenant.to_string(),
-                row.peer.to_string(),
-                direction_name(row.direction).to_owned(),
-            ]);
+            line.extend([row.tenant.to_string(), row.peer.to_string(), row.direction.to_string()]);
             line.extend([bytes, packets, connections].map(|number| number.to_string()));
             table.push(line);
         }
@@ -170,11 +165,8 @@ impl UsageReport {
             let hour = row.hour.map(|hour| hour.to_string()).unwrap_or_default();
             let (tenant, peer) = (csv(&row.tenant), csv(&row.peer.to_string()));
             let Amount { bytes, packets, connections } = row.amount;
-            let _ = writeln!(
-                text,
-                "{hour},{tenant},{peer},{},{bytes},{packets},{connections}",
-                direction_name(row.direction)
-            );
+            let _ =
+                writeln!(text, "{hour},{tenant},{peer},{},{bytes},{packets},{connections}", row.direction);
         }
         text
     }

@@ -212,9 +212,9 @@ fn adds(runs: usize, report: &mut Report) -> Result<()> {
     for number in 0..runs {
         for (mesh, samples) in scenes.iter().zip([&mut with, &mut without]) {
             let netns = namespace()?;
-            let mut call =
+            let call =
                 PodCall::new(&mesh.node, &format!("web-{number}"), &format!("uid-{number}"), netns.path())?;
-            call.conf["prevResult"]["ips"][0]["address"] = json!(format!("{}/32", address(number)));
+            let call = call.at(address(number));
             let (mut command, stdin) = call.command("ADD");
             samples.push(time(&mut command, &stdin)?);
         }

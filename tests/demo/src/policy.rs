@@ -177,9 +177,7 @@ impl Scene {
         self.mesh.node.api.set_pod(object);
         // In place of the application, of the sidecar and of ztunnel.
         let listeners = Listeners::start(&pod.netns, [Listener::tcp(APP), Listener::tcp(INBOUND)])?;
-        let mut call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path())?;
-        call.conf["prevResult"]["ips"][0]["address"] = json!(format!("{}/32", pod.ip));
-        call.add()?;
+        PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path())?.at(pod.ip).add()?;
         let to = SocketAddr::new(pod.ip, APP);
         let first = Flow::from(&self.client.netns).patience(DENIED_AFTER).tcp(to)?;
         let by_port = SocketAddr::new(NODE.into(), node_port);

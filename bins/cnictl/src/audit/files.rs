@@ -233,7 +233,7 @@ fn row(event: &AuditEvent, is_wide: bool) -> Vec<String> {
     let told = |end: &Option<DenialEnd>, with_port| match end {
         Some(end) if end.kind == "many" => format!("{} addresses", end.distinct),
         Some(end) if with_port => end.told(),
-        Some(end) => DenialEnd { port: None, ..end.clone() }.told(),
+        Some(end) => end.told_without_port(),
         None => "-".to_owned(),
     };
     let packets = match (event.packets, event.lost) {

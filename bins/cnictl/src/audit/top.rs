@@ -105,9 +105,8 @@ impl TopArgs {
 }
 
 fn names(event: &AuditEvent, by: TopBy) -> Vec<String> {
-    let told = |end: &Option<DenialEnd>| {
-        end.as_ref().map_or_else(|| "-".to_owned(), |end| DenialEnd { port: None, ..end.clone() }.told())
-    };
+    let told =
+        |end: &Option<DenialEnd>| end.as_ref().map_or_else(|| "-".to_owned(), DenialEnd::told_without_port);
     let is_egress = event.traffic_direction == "EGRESS";
     let (own, peer) = if is_egress {
         (&event.connection.source, &event.connection.destination)

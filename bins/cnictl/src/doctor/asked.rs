@@ -1,17 +1,17 @@
 //! What the agent says of the node: its state, pods, conflicts, and its own checks.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use checks::{CheckFinding, CheckReport, CheckResult, CheckSection, catalogue};
+use checks::{CheckFinding, CheckReport, CheckResult, catalogue};
 use doctor::dns::ClusterDns;
 use doctor::kernel_parts::KernelDemand;
 use doctor::{NodeFiles, server, timed};
-use podsource::{AgentSource, Cause};
+use podsource::AgentSource;
 use rundir::AgentStatus;
 use rundir::pods::{ConflictReport, ConflictsReport, PodsReport};
 
-use crate::node::agent;
+use crate::node::agent::{self, Silence};
 use crate::output::one_line;
 
 /// Longest wait for each answer of the agent, and for the API server: all looks together end within 5 s.
@@ -25,8 +25,7 @@ const VERIFIED: &str = "verified";
 /// What the agent answered.
 pub(super) struct AskedAgent {
     /// `None`: it was not asked, before an installation.
-    status: Option<Result<AgentStatus, String>>,
-    denied: bool,
+    status: Option<Result<AgentStatus, Silence>>,
     pub(super) pods: Option<PodsReport>,
     conflicts: Option<ConflictsReport>,
     checks: Option<CheckReport>,
@@ -34,22 +33,18 @@ pub(super) struct AskedAgent {
 
 impl AskedAgent {
     pub(super) fn ask(run_dir: &Path, pre: bool) -> Self {
-        let nothing = Self { status: None, denied: false, pods: None, conflicts: None, checks: None };
+        let nothing = Self { status: None, pods: None, conflicts: None, checks: None };
         if pre {
             return nothing;
         }
         let source = AgentSource::new(run_dir, env!("CARGO_PKG_VERSION"));
-        match source.status(PATIENCE) {
-            Err(error) => {
-                let denied = matches!(&*error.cause, Cause::NoAgent(cause) if cause.kind() == std::io::ErrorKind::PermissionDenied);
-                Self { status: Some(Err(error.to_string())), denied, ..nothing }
-            }
+        match agent::ask(run_dir, PATIENCE) {
+            Err(silence) => Self { status: Some(Err(silence)), ..nothing },
             Ok(status) => Self {
                 status: Some(Ok(status)),
                 pods: source.pods(false, PATIENCE).ok(),
                 conflicts: source.conflicts(PATIENCE).ok(),
                 checks: source.checks(PATIENCE).ok(),
-                ..nothing
             },
         }
     }
@@ -95,7 +90,8 @@ impl AskedAgent {
     }
 
     fn unanswered(&self) -> CheckFinding {
-        CheckFinding::unknown(if self.denied { DENIED } else { "no agent answers" })
+        let is_denied = matches!(self.status, Some(Err(Silence::Denied)));
+        CheckFinding::unknown(if is_denied { DENIED } else { "no agent answers" })
     }
 
     fn agent(&self) -> CheckFinding {
@@ -107,8 +103,8 @@ impl AskedAgent {
                 format!("it is not ready: {}", status.pending.join("; ")),
                 "docs/troubleshooting.md#the-agent-is-not-ready explains each line",
             ),
-            Some(Err(_)) if self.denied => CheckFinding::unknown(DENIED),
-            Some(Err(error)) => CheckFinding::failed(error.clone(), ""),
+            Some(Err(Silence::Denied)) => CheckFinding::unknown(DENIED),
+            Some(Err(Silence::Failed(error))) => CheckFinding::failed(error.clone(), ""),
             None => CheckFinding::skipped("nothing is installed yet"),
         }
     }
@@ -245,14 +241,9 @@ pub(super) fn cluster(run_dir: &Path, asked: &AskedAgent) -> Vec<CheckResult> {
     });
     let mut results = Vec::new();
     if !by_manifests {
-        let begun = Instant::now();
-        let found = server::look(run_dir, "", SERVER_PATIENCE);
-        let seconds = begun.elapsed().as_secs_f64();
-        results.push(found.api.of(&catalogue::API_PLUGIN, seconds));
-        results.push(found.rights.of(&catalogue::RIGHTS, seconds));
+        results.extend(server::look(run_dir, "", SERVER_PATIENCE));
     }
-    let of_agent =
-        |result: &&CheckResult| result.id == catalogue::DNS.id && result.section == CheckSection::Cluster;
+    let of_agent = |result: &&CheckResult| result.id == catalogue::DNS.id;
     let known = asked.checks.as_ref().and_then(|report| report.items.iter().find(of_agent).cloned());
     results.push(known.unwrap_or_else(|| timed(&catalogue::DNS, || match ClusterDns::read(Path::new("/etc/resolv.conf")) {
         Some(dns) => dns.look(),

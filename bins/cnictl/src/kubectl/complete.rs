@@ -1,10 +1,10 @@
 //! What could follow on the command line, for kubectl: it starts the program `kubectl_complete-istio_cni` with the words so far, the last of which is
 //! being written, and reads candidates with a tab before what they mean, and a last line with a number that says what else the shell may offer.
 
-use clap::{Command, CommandFactory as _};
+use clap::{Command, CommandFactory as _, ValueEnum};
 
 use super::KubectlCli;
-use crate::output::VerbAnswer;
+use crate::output::{Format, VerbAnswer};
 
 /// The shell offers nothing besides: `ShellCompDirectiveNoFileComp` of the library that kubectl uses.
 const NO_FILES: &str = ":4\n";
@@ -42,7 +42,10 @@ fn flags(verb: &Command) -> Vec<String> {
 /// Values of a flag that is written before.
 fn values_after(before: &[String]) -> Vec<String> {
     match before.last().map(String::as_str) {
-        Some("-o" | "--output") => ["table", "wide", "json", "yaml"].map(|name| line(name, "")).to_vec(),
+        Some("-o" | "--output") => {
+            let formats = Format::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+            formats.map(|format| line(format.get_name(), "")).collect()
+        }
         _ => Vec::new(),
     }
 }

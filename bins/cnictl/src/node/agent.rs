@@ -2,6 +2,7 @@
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http1::Deadline;
 use podsource::{AgentSource, Cause};
@@ -41,18 +42,18 @@ pub(crate) enum Silence {
     Failed(String),
 }
 
-/// Asks the agent how it is.
-pub(crate) fn ask(run_dir: &Path) -> Result<AgentStatus, Silence> {
-    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).status(AGENT_PATIENCE).map_err(|error| match &*error
-        .cause
-    {
-        Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
-        _ => Silence::Failed(error.to_string()),
+/// Asks the agent how it is, for at most so long.
+pub(crate) fn ask(run_dir: &Path, patience: Duration) -> Result<AgentStatus, Silence> {
+    AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).status(patience).map_err(|error| {
+        match &*error.cause {
+            Cause::NoAgent(cause) if is_denied(cause) => Silence::Denied,
+            _ => Silence::Failed(error.to_string()),
+        }
     })
 }
 
 /// What the agent knows of the pods, if it is of a version that says so.
-pub(crate) fn pods(run_dir: &Path) -> Option<PodsReport> {
+pub(super) fn pods(run_dir: &Path) -> Option<PodsReport> {
     AgentSource::new(run_dir, env!("CARGO_PKG_VERSION")).pods(false, AGENT_PATIENCE).ok()
 }
 
@@ -71,7 +72,7 @@ pub(crate) fn sockets(run_dir: &Path) -> Vec<RunDirSocket> {
 }
 
 /// The agent that works on this node, by the lock that it holds.
-pub(crate) fn holder(run_dir: &Path) -> Option<Holder> {
+pub(super) fn holder(run_dir: &Path) -> Option<Holder> {
     let file = trusted::open(&run_dir.join(LOCK_NAME), Links::Refused).ok()?;
     if flock(&file, FlockOperation::NonBlockingLockShared) != Err(Errno::WOULDBLOCK) {
         return None;
@@ -98,7 +99,7 @@ impl RunDirSocket {
 }
 
 /// How many pods' last known facts are on disk; the error is the directory, where this user may not look.
-pub(crate) fn last_known(run_dir: &Path) -> Result<usize, PathBuf> {
+pub(super) fn last_known(run_dir: &Path) -> Result<usize, PathBuf> {
     unless_denied(run_dir.join(FACTS_DIR), rundir::json_files(&run_dir.join(FACTS_DIR), MAX_FILES))
         .map(|files| files.len())
 }

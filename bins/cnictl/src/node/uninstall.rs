@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::places::{NodePlaces, PlaceArgs, directory};
 use super::policed::{PolicedPlaces, PolicyRecords};
 use super::{agent, host_side, policed};
+use crate::configuration::AGENT_PATIENCE;
 use crate::output::{Format, VerbAnswer, one_line, structured};
 use crate::question::confirm;
 
@@ -214,7 +215,7 @@ impl UninstallArgs {
         let Some(socket) = listening.filter(|_| !self.force) else {
             return self.refuse_beside_holder(places);
         };
-        let pid = agent::ask(&places.run_dir).map(|status| format!(" (pid {})", status.pid));
+        let pid = agent::ask(&places.run_dir, AGENT_PATIENCE).map(|status| format!(" (pid {})", status.pid));
         bail!(
             "a node agent{} listens on {} and would install the plugin again: remove the DaemonSet istio-cni-node first, or give --force; \
              nothing was changed",

@@ -4,14 +4,13 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+pub(crate) use checks::API_VERSION;
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::chain::seconds;
 use crate::output::{Colour, Format, Usage, VerbAnswer, columns, paint, print_now, structured};
 
-/// What JSON and YAML of a list begin with. Within this version members are only added.
-pub(crate) const API_VERSION: &str = "cnictl.istio-cni.io/v1";
 /// Exit code where there is nothing to show, or nothing that should be captured.
 pub(crate) const NOTHING: u8 = 3;
 /// Exit code where a part is not known.

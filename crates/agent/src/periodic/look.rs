@@ -149,12 +149,8 @@ async fn api(agent: &Arc<Agent>, turn: u32) -> CheckLook {
 }
 
 fn as_plugin(agent: &Agent) -> CheckLook {
-    let begun = Instant::now();
-    let found = server::look(&agent.config.run_dir, &agent.config.pod.namespace, PLUGIN_LIMIT);
-    let seconds = begun.elapsed().as_secs_f64();
-    let results =
-        vec![found.api.of(&catalogue::API_PLUGIN, seconds), found.rights.of(&catalogue::RIGHTS, seconds)];
-    CheckLook { results, config_state: None }
+    let results = server::look(&agent.config.run_dir, &agent.config.pod.namespace, PLUGIN_LIMIT);
+    CheckLook { results: results.into(), config_state: None }
 }
 
 fn dns(agent: &Agent) -> CheckLook {

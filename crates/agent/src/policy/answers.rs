@@ -105,14 +105,15 @@ impl PolicyHandle for PolicyAnswers {
     fn state(&self) -> PolicyFuture<PolicyStateReport> {
         let own = self.clone();
         Box::pin(async move {
-            let (standing, problem) = match own.policies.standing() {
-                PolicyStanding::NotListed => (StandingWord::NotListed, String::new()),
-                PolicyStanding::Remembered(_) => (StandingWord::Remembered, String::new()),
-                PolicyStanding::InForce => (StandingWord::InForce, String::new()),
-                PolicyStanding::Failing(error) => (StandingWord::Failing, error),
+            let (standing, problem, known_at) = match own.policies.standing() {
+                PolicyStanding::NotListed => (StandingWord::NotListed, String::new(), None),
+                PolicyStanding::Remembered(at) => {
+                    (StandingWord::Remembered, String::new(), Some(seconds(at)))
+                }
+                PolicyStanding::InForce => (StandingWord::InForce, String::new(), None),
+                PolicyStanding::Failing(error) => (StandingWord::Failing, error, None),
             };
             let at = seconds(SystemTime::now());
-            let known_at = own.known_at().map(seconds);
             let node = own.node.clone();
             let report = PolicyStateReport { at, node, standing, problem, known_at, ..Default::default() };
             let Some(known) = own.policies.known(MAX_POLICY_PODS).await else { return report };

@@ -70,12 +70,9 @@ impl AuditConfig {
     /// # Errors
     /// The first option that means nothing.
     pub(crate) fn new(options: &Options) -> Result<Option<Self>, BadOption> {
-        let positive = |setting: Setting, name, least: i64| {
-            let number =
-                u64::try_from(options.number(setting)).ok().filter(|_| options.number(setting) >= least);
-            number.ok_or_else(|| {
-                BadOption::new(name, options.text(setting), format!("is not a number from {least} on"))
-            })
+        let positive = |setting: Setting, name| {
+            let number = u64::try_from(options.number(setting)).ok().filter(|number| *number > 0);
+            number.ok_or_else(|| BadOption::new(name, options.text(setting), "is not a number from 1 on"))
         };
         let time = |setting, name| duration(name, options.text(setting));
         let window = time(Setting::AuditWindow, "audit-window")?;
@@ -96,15 +93,15 @@ impl AuditConfig {
                     .map_err(|_| BadOption::new("audit-gid", text, "is not the number of a group"))?,
             ),
         };
-        let files = positive(Setting::AuditLogFiles, "audit-log-files", 1)?;
+        let files = positive(Setting::AuditLogFiles, "audit-log-files")?;
         let limits = FileLimits {
-            bytes: positive(Setting::AuditLogMaxMb, "audit-log-max-mb", 1)? << 20,
+            bytes: positive(Setting::AuditLogMaxMb, "audit-log-max-mb")? << 20,
             age: time(Setting::AuditLogMaxAge, "audit-log-max-age")?.max(TICK),
             files: usize::try_from(files).unwrap_or(usize::MAX),
             keep: time(Setting::AuditLogKeep, "audit-log-keep")?.max(TICK),
             gid,
         };
-        let rate = positive(Setting::AuditNodeRate, "audit-node-rate", 1)?;
+        let rate = positive(Setting::AuditNodeRate, "audit-node-rate")?;
         let ledger = LedgerConfig { window, rate: u32::try_from(rate).unwrap_or(u32::MAX), mask };
         let (path, to_stdout) = destinations(options)?;
         let told = [

@@ -13,7 +13,7 @@ use enforcement::{
 use kernel::nflog::{LogRead, LoggedHeader, LoggedPacket, PacketLog};
 use netns::Host;
 use policy::compile::{LOG_GROUP, LogMark};
-use rundir::denials::{DenialEnd, DenialRecord};
+use rundir::denials::DenialRecord;
 use telemetry::Scope;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::MissedTickBehavior;
@@ -270,9 +270,9 @@ fn tell_line(log: &Scope, record: &DenialRecord) {
         ];
         return log.warn(text, &labels);
     };
-    let (from, to) = (DenialEnd { port: None, ..source.clone() }.told(), destination.told());
+    let (from, to) = (source.told_without_port(), destination.told());
     let is_egress = record.traffic_direction == "EGRESS";
-    let pod = DenialEnd { port: None, ..if is_egress { source } else { destination }.clone() }.told();
+    let pod = if is_egress { source } else { destination }.told_without_port();
     let near = record
         .policy
         .nearest_miss

@@ -221,10 +221,12 @@ impl PolicyLeaver {
             let wanted: Vec<WantedPod> = pods.iter().map(|(_, wanted)| wanted.clone()).collect();
             let Found { mut namespaces, mut missing } = roots.scan(&wanted, &finder::addresses);
             let mut unknown = Vec::new();
+            let noted: HashSet<String> = found.iter().map(|one| one.pod.uid.clone()).collect();
             for (pod, wanted) in pods {
                 if let Some(netns) = namespaces.remove(&wanted.uid).filter(|netns| seen.insert(netns.id())) {
                     found.push(PolicedNetns { pod, netns: Arc::new(netns), addresses: wanted.ips });
-                } else if let Some(why) = missing.remove(&wanted.uid) {
+                } else if let Some(why) = missing.remove(&wanted.uid).filter(|_| !noted.contains(&wanted.uid))
+                {
                     unknown.push((pod, why));
                 }
             }

@@ -152,6 +152,12 @@ impl PolicyPoint for PodPolicyPoint {
         Ok(())
     }
 
+    fn end_guard(&mut self, pod: &LocalName) {
+        self.keeper.guarded().insert(pod.clone(), Instant::now() + FIRST_PROCESS);
+        self.keeper.book().look_at(pod.clone());
+        self.keeper.queue.push(pod_of(pod));
+    }
+
     fn settle(&mut self, at: &AttachedPod, is_its: bool, index: &PolicyIndex) -> Result<(), PointError> {
         self.settled.insert(at.pod.clone());
         self.keeper.places().insert(at.pod.clone(), at.netns.clone());

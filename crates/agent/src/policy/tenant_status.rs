@@ -162,7 +162,7 @@ impl Condition {
 
 #[cfg(test)]
 mod tests {
-    use facts::tenant::{DenyMode, TenantDefault, TenantEnforcement, TenantFaults};
+    use facts::tenant::TenantFaults;
 
     use super::*;
 
@@ -170,11 +170,6 @@ mod tests {
         TenantReport {
             name: "red".into(),
             generation: 3,
-            in_force: Some(3),
-            enforcement: TenantEnforcement::Enforce,
-            deny_mode: DenyMode::Reject,
-            external: TenantDefault::Deny,
-            unassigned: TenantDefault::Deny,
             claims,
             services,
             pods: 7,

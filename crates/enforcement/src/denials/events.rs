@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rundir::denials::{DenialEnd, DenialRecord};
+use rundir::denials::DenialRecord;
 
 /// For how long the next Event about the same waits.
 const PAUSE: Duration = Duration::from_secs(600);
@@ -57,7 +57,7 @@ impl DenialEvents {
         let subject = (
             format!("{}/{}", pod.namespace, pod.pod_name),
             record.traffic_direction.clone(),
-            DenialEnd { port: None, ..peer.clone() }.told(),
+            peer.told_without_port(),
             record.connection.protocol.clone(),
             destination.port,
         );

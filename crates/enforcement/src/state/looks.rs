@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use cluster::news::ObjectKey;
 use kernel::pair::PodInterface;
 use netns::Netns;
 use policy::index::LocalName;
@@ -65,7 +66,10 @@ impl PolicyState {
     /// # Errors
     /// A kernel did not take what follows from that.
     pub(in super::super) fn look(&mut self, at: &AttachedPod) -> Result<(), PointError> {
-        let is_known = self.judges_pods() && self.index.classes_of(&at.pod).is_some();
+        // Of one whose namespace is not known it is asked again.
+        let key = ObjectKey::new(&*at.pod.namespace, &*at.pod.name);
+        let is_known =
+            self.judges_pods() && self.index.classes_of(&at.pod).is_some() && self.may_judge(&key).is_ok();
         if !is_known {
             return Ok(());
         }

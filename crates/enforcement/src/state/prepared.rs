@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use super::{FollowStage, PolicyState};
+use crate::world::key_of;
 use facts::networkpolicy::Isolation;
 use facts::{LabelSet, PodRef};
 use policy::index::PodClasses;
@@ -48,4 +50,18 @@ pub enum NotPrepared {
     /// The task that does it is gone.
     #[error("policies are not enforced any more; the agent ends")]
     Ended,
+}
+
+// === impl PolicyState ===
+
+impl PolicyState {
+    /// The addresses of a pod are released: the next one may have them.
+    pub(in super::super) fn release(&mut self, pod: &PodRef) {
+        let touched = self.local.release(pod, &self.sources.peers.read());
+        match self.stage {
+            FollowStage::Follows => self.pod(&key_of(pod), &touched),
+            FollowStage::Remembers => self.end_remembered(pod),
+            FollowStage::Lists | FollowStage::Idle => {}
+        }
+    }
 }

@@ -197,7 +197,11 @@ impl PolicyState {
         if self.stage != FollowStage::Lists || std::mem::replace(&mut self.has_remembered, true) {
             return;
         }
-        let Some(kept) = (self.memory)() else { return };
+        let Some(mut kept) = (self.memory)() else { return };
+        // An earlier agent enforced tenants, and this one does not.
+        if self.sources.tenants.is_none() {
+            kept.snapshot.policies.retain(|policy| policy.name.section != Section::Tenant);
+        }
         let mut remembered = Remembered::new(kept, self.local.own_node());
         for (pod, labels, addresses) in self.local.prepared() {
             remembered.start(&pod, labels, &addresses);

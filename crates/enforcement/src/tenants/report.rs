@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use facts::networkpolicy::Entries;
-use facts::tenant::{
-    DenyMode, GrantTarget, TenantDefault, TenantEnforcement, TenantFaults, TenantPeer, TenantRule,
-    TenantService,
-};
+use facts::tenant::{GrantTarget, TenantEnforcement, TenantFaults, TenantPeer, TenantRule, TenantService};
 use facts::{NetworkTenant, Selector};
 use policy::World as _;
 use policy::tenancy::{ClaimState, NamespaceClaim};
@@ -31,16 +28,6 @@ pub struct TenantReport {
     pub name: Box<str>,
     /// `metadata.generation`.
     pub generation: u64,
-    /// The generation that is in force on this node; nothing before one is.
-    pub in_force: Option<u64>,
-    /// What becomes of what it denies.
-    pub enforcement: TenantEnforcement,
-    /// How.
-    pub deny_mode: DenyMode,
-    /// What is outside.
-    pub external: TenantDefault,
-    /// Pods without a tenant.
-    pub unassigned: TenantDefault,
     /// What became of the namespaces that it claims.
     pub claims: Vec<NamespaceClaim>,
     /// Services of others.
@@ -116,11 +103,6 @@ impl PolicyState {
         TenantReport {
             name: tenant.name.clone(),
             generation: tenant.generation,
-            in_force: self.tenants.made.get(&tenant.name).copied(),
-            enforcement: tenant.enforcement,
-            deny_mode: tenant.deny_mode,
-            external: tenant.external,
-            unassigned: tenant.unassigned,
             claims: self.tenants.membership.claims(&tenant.name),
             services: tenant.services.iter().map(|service| self.reached(stores, tenant, service)).collect(),
             pods,

@@ -5,18 +5,17 @@ use std::time::Duration;
 
 use capture::settings::{CAPTURE_PORT, Mode, PROXY_ID, PROXY_PORT};
 use capture::{PlanTarget, Settings};
-use facts::NetworkPolicy;
 use kernel::nft::Nftables;
 use kernel::sets::Sets;
 use kernel::{Choice, Kernel};
-use policy::compile::{DenialAnswer, PodPoint, compile_pod};
-use policy::index::{LocalFacts, LocalName, PolicyIndex, TunnelJudge};
-use policy::{PlainWorld, PolicyTerms};
+use policy::compile::{DenialAnswer, PodPoint};
 use ruleset::{Backend, Plan, Ruleset, check_for};
 use rustix::io::Errno;
 use serde_json::json;
 use testkit::probe::{Flow, Listener, Listeners, Outcome};
 use testkit::{Families, Pod};
+
+use crate::own::own_rules;
 
 const ALLOWED: u16 = 8080;
 const DENIED: u16 = 9090;
@@ -28,20 +27,10 @@ const PROHIBITED: [Errno; 2] = [Errno::HOSTUNREACH, Errno::ACCESS];
 /// One port is allowed in both directions.
 fn rules(pod: &Pod, answers_arriving: bool) -> Ruleset {
     let ports = json!([{"ports": [{"port": ALLOWED}]}]);
-    let object = json!({"metadata": {"namespace": "x", "name": "n"},
-        "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": ports, "egress": ports}});
-    let terms = PolicyTerms::from(&serde_json::from_value::<NetworkPolicy>(object).unwrap());
-    let (world, mut index) = (PlainWorld::default(), PolicyIndex::default());
-    index.policy(&world, &terms.name.clone(), Some(terms));
-    let name = LocalName { namespace: "x".into(), name: "p".into() };
-    let facts = LocalFacts {
-        labels: facts::LabelSet::default(),
-        addresses: pod.ips().into(),
-        tunnel: TunnelJudge::Port,
-    };
-    index.local_pod(&world, &name, Some(facts));
+    let spec =
+        json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "ingress": ports, "egress": ports});
     let point = PodPoint { answer: DenialAnswer::Always, answers_arriving, ..PodPoint::default() };
-    let rules = compile_pod(&index, index.classes_of(&name).unwrap(), &point, Backend::Nftables).rules;
+    let rules = own_rules(pod, &spec, &point, Backend::Nftables);
     check_for(&rules, Backend::Nftables).unwrap();
     rules
 }

@@ -7,20 +7,18 @@ use std::time::Duration;
 
 use capture::settings::{CAPTURE_PORT, Mode, PROXY_ID};
 use capture::{PlanTarget, Settings};
-use facts::NetworkPolicy;
 use facts::networkpolicy::Isolation;
 use kernel::nft::Nftables;
 use kernel::sets::Sets;
 use kernel::{Change, Choice, Kernel};
-use policy::compile::{PodPoint, compile_pod};
+use policy::compile::PodPoint;
 use policy::guard::{Admitted, no_rules, plan_guard};
-use policy::index::{LocalFacts, LocalName, PolicyIndex, TunnelJudge};
-use policy::{PlainWorld, PolicyTerms};
 use ruleset::{Plan, Ruleset};
 use serde_json::json;
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Families, Pod};
 
+use crate::own;
 use crate::way::Way;
 
 const ALLOWED: u16 = 8080;
@@ -32,19 +30,8 @@ const ROUNDS: usize = 5;
 
 /// What a policy makes of the pod that lets in port 8080 from everybody.
 fn own_rules(pod: &Pod, way: Way) -> Ruleset {
-    let object = json!({"metadata": {"namespace": "x", "name": "n"},
-        "spec": {"podSelector": {}, "ingress": [{"ports": [{"port": ALLOWED}]}]}});
-    let terms = PolicyTerms::from(&serde_json::from_value::<NetworkPolicy>(object).unwrap());
-    let (world, mut index) = (PlainWorld::default(), PolicyIndex::default());
-    index.policy(&world, &terms.name.clone(), Some(terms));
-    let name = LocalName { namespace: "x".into(), name: "p".into() };
-    let facts = LocalFacts {
-        labels: facts::LabelSet::default(),
-        addresses: pod.ips().into(),
-        tunnel: TunnelJudge::Port,
-    };
-    index.local_pod(&world, &name, Some(facts));
-    compile_pod(&index, index.classes_of(&name).unwrap(), &PodPoint::default(), way.backend()).rules
+    let spec = json!({"podSelector": {}, "ingress": [{"ports": [{"port": ALLOWED}]}]});
+    own::own_rules(pod, &spec, &PodPoint::default(), way.backend())
 }
 
 fn apply(pod: &Pod, way: Way, plan: &Plan) -> Change {

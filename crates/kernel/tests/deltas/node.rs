@@ -141,22 +141,27 @@ impl Lab {
     /// With its pods and these policies: `b` lets `a` in, and `a` may reach nothing but `b`, both at port 8080.
     fn isolated(way: Way, settings: EnforcementSettings) -> Self {
         let mut lab = Self::new(way, settings);
-        lab.put_pod("a", "10.1.0.2", &json!({"app": "a"}));
-        lab.put_pod("b", "10.1.0.3", &json!({"app": "b"}));
+        lab.isolate();
+        lab
+    }
+
+    /// The same of a node that has more.
+    fn isolate(&mut self) {
+        self.put_pod("a", "10.1.0.2", &json!({"app": "a"}));
+        self.put_pod("b", "10.1.0.3", &json!({"app": "b"}));
         let port = json!([{"port": 8080}]);
-        lab.put_policy(
+        self.put_policy(
             "b-in",
             json!({"podSelector": {"matchLabels": {"app": "b"}},
             "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": port}]}),
         );
-        lab.put_policy(
+        self.put_policy(
             "a-out",
             json!({"podSelector": {"matchLabels": {"app": "a"}}, "policyTypes": ["Egress"],
             "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "b"}}}], "ports": port}]}),
         );
-        assert_eq!(lab.ensure(Thoroughness::Everything), Change::Fresh);
-        lab.is_loaded = true;
-        lab
+        assert_eq!(self.ensure(Thoroughness::Everything), Change::Fresh);
+        self.is_loaded = true;
     }
 
     fn ruleset(&self) -> Ruleset {

@@ -183,6 +183,11 @@ pub struct NearRule {
 }
 
 impl DenialEnd {
+    /// As [`Self::told`], without the port.
+    pub fn told_without_port(&self) -> String {
+        Self { port: None, ..self.clone() }.told()
+    }
+
     /// For people: the pod, else the node, else the address; with the port.
     pub fn told(&self) -> String {
         let Self { namespace, pod_name, ip, port, node, kind, .. } = self;

@@ -48,8 +48,7 @@ impl Shop {
         wires::connect_pod(&self.mesh, &pod, &format!("{role}{number}"))?;
         self.mesh.node.api.set_pod(Self::object(&pod, role));
         let socket = pod.netns.enter(|_| UdpSocket::bind(("0.0.0.0", 0)))??;
-        let mut call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path())?;
-        call.conf["prevResult"]["ips"][0]["address"] = json!(format!("{}/32", pod.ip));
+        let call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path())?.at(pod.ip);
         drop(self.arrived.take_records());
         call.add()?;
         let to = SocketAddr::new(self.server.ip, PORT);

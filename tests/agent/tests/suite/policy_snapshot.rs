@@ -88,8 +88,7 @@ impl Shop {
     /// A pod's sandbox is made, and it talks to the server at once; gives how many packets arrive.
     fn start(&self, pod: &MeshPod) -> Result<(PodCall, usize)> {
         let socket = pod.netns.enter(|_| UdpSocket::bind(("0.0.0.0", 0)))??;
-        let mut call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path())?;
-        call.conf["prevResult"]["ips"][0]["address"] = json!(format!("{}/32", pod.ip));
+        let call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path())?.at(pod.ip);
         drop(self.arrived.take_records());
         call.add()?;
         let to = SocketAddr::new(self.server.ip, PORT);

@@ -145,8 +145,7 @@ impl Storm {
         let object = PodObject::named(&pod.name).uid(&pod.uid).label("app", app).on_node(NODE_NAME);
         self.mesh.node.api.set_pod(object.container("app"));
         let first = First::new(&pod)?;
-        let mut call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path())?;
-        call.conf["prevResult"]["ips"][0]["address"] = json!(format!("{}/32", pod.ip));
+        let call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path())?.at(pod.ip);
         let answer = call.add()?;
         let burst = if number.is_multiple_of(LONG) { LONG_BURST } else { BURST };
         first.talk(self, pod.ip, burst);

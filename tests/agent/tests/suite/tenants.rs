@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
 use testkit::mesh::{Mesh, MeshPod};
+use testkit::plugin::Answer;
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Agent, Launch, NODE_NAME, PATIENCE, PodCall, PodObject, at_once, eventually};
 
@@ -60,6 +61,32 @@ impl Town {
 
     fn pod(&self, name: &str) -> &MeshPod {
         self.pods.iter().map(|(pod, _)| pod).find(|pod| pod.name == name).unwrap()
+    }
+
+    /// What is known of tenants is on disk.
+    fn wait_for_snapshot(&self) {
+        let snapshot = self.mesh.node.state_dir().join("policies.snapshot");
+        eventually("what is known of tenants is kept", PATIENCE, || {
+            let text = std::fs::read_to_string(&snapshot)?;
+            ensure!(text.contains("policy tenant "), "{text}");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// A pod of namespace `default` starts, and has processes then.
+    fn add(&mut self, name: &str) -> Answer {
+        let pod = self.mesh.sandbox("default", name).unwrap();
+        wire(&self.mesh, &pod);
+        let object = PodObject::named(&pod.name).uid(&pod.uid).label("app", name).on_node(NODE_NAME);
+        self.mesh.node.api.set_pod(object.container("app"));
+        let call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path()).unwrap().at(pod.ip);
+        let answer = call.add().unwrap();
+        self.mesh.run(&pod).unwrap();
+        self.mesh.node.api.set_pod(pod.object(&[("app", name)], true));
+        let listeners = Listeners::start(&pod.netns, [Listener::tcp(8080)]).unwrap();
+        self.pods.push((pod, listeners));
+        answer
     }
 
     fn reaches(&self, from: &str, to: &str, port: u16) -> bool {
@@ -195,31 +222,38 @@ fn pods_of_tenants_start_guarded_while_there_is_no_agent() {
     town.put(Resource::NetworkTenants, tenant("red", 1, &json!({"namespaces": ["default", "red-web"]})));
     let agent = backend(town.agent(), "native").ready().unwrap();
     town.wait_for("tenants are apart", &[("fa", "ra", 8080, false)]);
-    let snapshot = town.mesh.node.state_dir().join("policies.snapshot");
-    eventually("what is known of tenants is kept", PATIENCE, || {
-        let text = std::fs::read_to_string(&snapshot)?;
-        ensure!(text.contains("policy tenant "), "{text}");
-        Ok(())
-    })
-    .unwrap();
+    town.wait_for_snapshot();
     agent.kill().unwrap();
-    let pod = town.mesh.sandbox("default", "rc").unwrap();
-    town.mesh.run(&pod).unwrap();
-    wire(&town.mesh, &pod);
-    let object = PodObject::named(&pod.name).uid(&pod.uid).label("app", "rc").on_node(NODE_NAME);
-    town.mesh.node.api.set_pod(object.container("app"));
-    let listeners = Listeners::start(&pod.netns, [Listener::tcp(8080)]).unwrap();
-    let mut call = PodCall::new(&town.mesh.node, &pod.name, &pod.uid, pod.netns.path()).unwrap();
-    call.conf["prevResult"]["ips"][0]["address"] = json!(format!("{}/32", pod.ip));
-    let answer = call.add().unwrap();
+    let answer = town.add("rc");
     assert!(answer.stderr.contains("isolated"), "{}", answer.stderr);
-    town.mesh.node.api.set_pod(pod.object(&[("app", "rc")], true));
-    town.pods.push((pod, listeners));
     assert!(!town.reaches("fa", "rc", 8080) && !town.reaches("rc", "fa", 8080));
     let agent = backend(town.agent(), "native").ready().unwrap();
     let judged = [("ra", "rc", 8080, true), ("fa", "rc", 8080, false), ("rc", "fa", 8080, false)];
     town.wait_for("its tenant judges it", &judged);
     agent.stop().unwrap();
+}
+
+/// Any tenant may have a namespace that is not known yet.
+#[test]
+fn pods_of_a_namespace_that_is_not_known_stay_guarded_until_it_is() {
+    at_once(vec!["node", "pod", "auto"], |point| {
+        let mut town = Town::new();
+        town.put(Resource::NetworkTenants, tenant("red", 1, &red()));
+        let agent = town.agent().env("NATIVE_NFTABLES", "true").env("POLICY_POINT", point).ready().unwrap();
+        town.wait_for("tenants are apart", &[("fa", "ra", 8080, false)]);
+        town.wait_for_snapshot();
+        town.mesh.node.api.delete_namespace("default");
+        std::thread::sleep(Duration::from_secs(1));
+        let answer = town.add("rc");
+        assert!(answer.stderr.contains("isolated"), "{point}: {}", answer.stderr);
+        // Longer than it takes until pods are looked at that were not when they started.
+        std::thread::sleep(Duration::from_secs(7));
+        let is_reached = town.reaches("fa", "rc", 8080) || town.reaches("rc", "fa", 8080);
+        assert!(!is_reached, "{point}: {}", agent.log().text());
+        town.mesh.node.api.set_namespace("default", &[]);
+        town.wait_for("it is in no tenant", &[("fa", "rc", 8080, true), ("rc", "fa", 8080, true)]);
+        agent.stop().unwrap();
+    });
 }
 
 /// A cluster without the definitions is one without tenants, until they come.

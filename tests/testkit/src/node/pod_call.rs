@@ -1,5 +1,6 @@
 //! Calls of the plugin as a runtime makes them from what the agent wrote.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,6 +50,14 @@ impl PodCall {
             netns: netns.to_owned(),
             program: crate::programs().join("istio-cni"),
         }
+    }
+
+    /// The plugins before have given the pod this address.
+    #[must_use]
+    pub fn at(mut self, address: IpAddr) -> Self {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        self.conf["prevResult"]["ips"][0]["address"] = json!(format!("{address}/{length}"));
+        self
     }
 
     /// Runs a verb.

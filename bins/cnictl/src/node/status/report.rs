@@ -10,6 +10,7 @@ use super::mesh::{VerificationCounts, ambient_text};
 use super::options::StatusOptions;
 use super::verdict::{StatusVerdict, judge};
 use super::words::{age, count, written};
+use crate::configuration::AGENT_PATIENCE;
 use crate::node::agent::{self, RunDirSocket, Silence};
 use crate::node::places::NodePlaces;
 use crate::output::{Colour, columns, one_line, paint};
@@ -115,7 +116,7 @@ impl StatusReport {
         let NodePlaces { net_dir, bin_dirs, run_dir, .. } = places;
         let installed = install::inspect(net_dir, bin_dirs, run_dir);
         let mut not_looked_at = installed.denied.clone();
-        let (status, error) = match agent::ask(run_dir) {
+        let (status, error) = match agent::ask(run_dir, AGENT_PATIENCE) {
             Ok(status) => (Some(status), None),
             Err(Silence::Failed(error)) => (None, Some(error)),
             Err(Silence::Denied) => (None, None),

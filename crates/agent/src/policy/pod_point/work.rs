@@ -9,7 +9,7 @@ use facts::PodRef;
 use kernel::Change;
 use kernel::watch::KeptSockets;
 use netns::Netns;
-use netns::find::SearchRoots;
+use netns::find::{MissingNetns, SearchRoots};
 use policy::index::LocalName;
 use ruleset::Backend;
 
@@ -57,9 +57,18 @@ impl PodPointKeeper {
         let (netns, roots) = match self.locate(name, pod.as_deref()).await {
             Ok(found) => found,
             // Nothing runs there, so there is nothing to remove.
-            Err(PodPointFailure::Find(FindFailure::Missing(_))) if job.rules.is_none() => {
-                if self.guarded().get(name).is_some_and(|until| Instant::now() < *until) {
+            Err(PodPointFailure::Find(FindFailure::Missing(why))) if job.rules.is_none() => {
+                let until = self.guarded().get(name).copied();
+                if until.is_some_and(|until| Instant::now() < until) {
                     return Err(PodPointFailure::NotYet);
+                }
+                // It may run, and be guarded.
+                let is_unknown = matches!(
+                    why,
+                    MissingNetns::Failed(_) | MissingNetns::Several(_) | MissingNetns::OtherOwner
+                );
+                if until.is_some() && is_unknown {
+                    return Err(FindFailure::Missing(why).into());
                 }
                 self.book().done(name, &job);
                 return Ok(());

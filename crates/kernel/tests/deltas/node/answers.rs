@@ -46,23 +46,9 @@ fn answered(way: Way) -> (Lab, Option<PartedRules>) {
     let mut lab = Lab::new(way, settings);
     lab._listeners.clear();
     add_ipv6(&mut lab);
-    lab.put_pod("a", "10.1.0.2", &json!({"app": "a"}));
     lab.put_pod("a6", "fd00:1::2", &json!({"app": "a"}));
-    lab.put_pod("b", "10.1.0.3", &json!({"app": "b"}));
     lab.put_pod("b6", "fd00:1::3", &json!({"app": "b"}));
-    let port = json!([{"port": 8080}]);
-    lab.put_policy(
-        "b-in",
-        json!({"podSelector": {"matchLabels": {"app": "b"}},
-        "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": port}]}),
-    );
-    lab.put_policy(
-        "a-out",
-        json!({"podSelector": {"matchLabels": {"app": "a"}}, "policyTypes": ["Egress"],
-        "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "b"}}}], "ports": port}]}),
-    );
-    assert_eq!(lab.ensure(Thoroughness::Everything), Change::Fresh);
-    lab.is_loaded = true;
+    lab.isolate();
     let answers = matches!(way, Way::Iptables(_)).then(|| {
         let host = Host::open(lab.node.path()).unwrap();
         let (owner, kind) = (no_iptables_answers(), TableKind::Filter);

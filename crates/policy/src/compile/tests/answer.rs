@@ -4,7 +4,7 @@ use ruleset::eval::Evaluation;
 use ruleset::{RejectWith, check_for};
 
 use super::super::answer::ANSWER_MARK;
-use super::node::{BACKENDS, indexed_by_owner, on_node, settings};
+use super::node::{BACKENDS, indexed_by_owner, is_denied_here, on_node, settings};
 use super::*;
 use crate::terms::{PolicyTerms, RuleAction};
 
@@ -45,9 +45,7 @@ proptest! {
         }
         for flow in &flows {
             let expected = verdict(&world, flow);
-            let is_local = |address| world.pod_at(address).is_some_and(|pod| &*pod.facts.node == "n1");
-            let denied = is_local(flow.source) && !expected.egress.is_allowed()
-                || is_local(flow.destination) && !expected.ingress.is_allowed();
+            let denied = is_denied_here(&world, flow, &expected);
             let (packet, hook) = on_node(&world, flow);
             for (node, backend) in nodes.iter().zip(BACKENDS) {
                 let layers = std::slice::from_ref(&node.rules);

@@ -6,6 +6,7 @@ use ruleset::eval::{Owner, State};
 use ruleset::{MapVerdict, Members as _, TableDelta};
 
 use super::*;
+use crate::FlowVerdict;
 use crate::index::PolicyEffect;
 use crate::terms::PolicyTerms;
 
@@ -51,6 +52,13 @@ pub(super) fn on_node(world: &PlainWorld, flow: &PolicyFlow) -> (Packet, Hook) {
     (packet, hook)
 }
 
+/// Whether the ends of a flow that are pods of the node deny it.
+pub(super) fn is_denied_here(world: &PlainWorld, flow: &PolicyFlow, said: &FlowVerdict) -> bool {
+    let is_local = |address| world.pod_at(address).is_some_and(|pod| &*pod.facts.node == "n1");
+    is_local(flow.source) && !said.egress.is_allowed()
+        || is_local(flow.destination) && !said.ingress.is_allowed()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -68,9 +76,7 @@ proptest! {
         }
         for flow in &flows {
             let expected = verdict(&world, flow);
-            let is_local = |address| world.pod_at(address).is_some_and(|pod| &*pod.facts.node == "n1");
-            let denied = is_local(flow.source) && !expected.egress.is_allowed()
-                || is_local(flow.destination) && !expected.ingress.is_allowed();
+            let denied = is_denied_here(&world, flow, &expected);
             let (packet, hook) = on_node(&world, flow);
             for (node, backend) in nodes.iter().zip(BACKENDS) {
                 let layers = std::slice::from_ref(&node.rules);
