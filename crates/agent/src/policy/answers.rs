@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use cluster::Cluster;
 use enforcement::{
-    DenialBook, EnforcementPoint, KnownPoint, KnownPolicies, PodToPrepare, Policies, PolicyStanding,
-    PreparedPod,
+    DenialBook, EnforcementPoint, KnownPoint, KnownPolicies, NotPrepared, PodToPrepare, Policies,
+    PolicyStanding, PreparedPod,
 };
+use facts::networkpolicy::Isolation;
 use facts::object::REDIRECTION;
 use facts::{LabelSet, PodRef};
 use kernel::pair::PodInterface;
@@ -74,12 +75,20 @@ impl PolicyHandle for PolicyAnswers {
             let labels = labels.map(|labels| LabelSet::from(&labels)).or_else(|| own.labels(&pod));
             let Some(labels) = labels else { return Err(format!("the labels of pod {pod} are not known")) };
             let starting = PodToPrepare { pod: pod.clone(), labels, addresses, network };
-            let prepared = own.policies.prepare(starting).await.map_err(|error| fault::chain(&error))?;
-            if prepared.point == EnforcementPoint::Both {
-                // Rules that judge what is inside the tunnel take the guard's place. It stays where they do not come in time, until they do.
-                let _ = tokio::time::timeout(TUNNEL_LIMIT, own.policies.tunnel_judged(pod)).await;
-            }
-            let mut answer = answer(&prepared);
+            let mut answer = match own.policies.prepare(starting).await {
+                Ok(prepared) => {
+                    if prepared.point == EnforcementPoint::Both {
+                        // Rules that judge what is inside the tunnel take the guard's place. It stays where they do not come in time, until they do.
+                        let _ = tokio::time::timeout(TUNNEL_LIMIT, own.policies.tunnel_judged(pod)).await;
+                    }
+                    answer(&prepared)
+                }
+                // Any tenant may have it. What was known last is older, and may say otherwise.
+                Err(NotPrepared::Namespace(_)) => {
+                    PrepareAnswer { isolation: Isolation::BOTH, ..PrepareAnswer::default() }
+                }
+                Err(error) => return Err(fault::chain(&error)),
+            };
             // They are for the guard, which a pod gets whose policies are not in force yet.
             if !answer.in_force && !answer.isolation.is_none() {
                 answer.node = own.node_addresses().await;

@@ -241,6 +241,7 @@ fn pods_of_a_namespace_that_is_not_known_stay_guarded_until_it_is() {
         town.put(Resource::NetworkTenants, tenant("red", 1, &red()));
         let agent = town.agent().env("NATIVE_NFTABLES", "true").env("POLICY_POINT", point).ready().unwrap();
         town.wait_for("tenants are apart", &[("fa", "ra", 8080, false)]);
+        // What is on disk still says that no tenant has the namespace.
         town.wait_for_snapshot();
         town.mesh.node.api.delete_namespace("default");
         std::thread::sleep(Duration::from_secs(1));
