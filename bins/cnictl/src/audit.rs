@@ -4,6 +4,7 @@ mod files;
 mod query;
 mod tail;
 mod top;
+mod usage;
 mod verify;
 
 use anyhow::Result;
@@ -21,6 +22,7 @@ pub(crate) struct AuditArgs {
 #[derive(Debug, Subcommand)]
 enum AuditVerb {
     Tail(tail::TailArgs),
+    Usage(usage::UsageArgs),
     Query(query::QueryArgs),
     Top(top::TopArgs),
     Verify(verify::AuditVerifyArgs),
@@ -30,6 +32,7 @@ impl AuditArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
         match &self.verb {
             AuditVerb::Tail(args) => args.run(),
+            AuditVerb::Usage(args) => args.run(),
             AuditVerb::Query(args) => args.run(),
             AuditVerb::Top(args) => args.run(),
             AuditVerb::Verify(args) => args.run(),

@@ -15,7 +15,8 @@ use serde_json::Value;
 use crate::chain::seconds;
 use crate::output::{Format, VerbAnswer, one_line, structured};
 use crate::pods::{API_VERSION, PARTLY_UNKNOWN};
-use ask::{Kubectl, NodeAnswer};
+use ask::Kubectl;
+pub(crate) use ask::NodeAnswer;
 pub(crate) use complete::complete;
 
 /// The name under which kubectl finds it as `kubectl istio-cni`.
@@ -200,7 +201,7 @@ impl PodsOfNodes {
 
 impl ClusterArgs {
     /// Asks every agent's container.
-    fn ask(&self, line: &[&str]) -> Result<Vec<NodeAnswer>> {
+    pub(crate) fn ask(&self, line: &[&str]) -> Result<Vec<NodeAnswer>> {
         let kubectl = Kubectl::of(self);
         let mut agents = kubectl.agents()?;
         if !self.nodes.is_empty() {
@@ -227,7 +228,7 @@ fn document(kind: &'static str, nodes: &[NodeAnswer], items: Vec<Value>, format:
 }
 
 /// The exit code says what is worst.
-fn finished(text: String, wrong: Option<String>, nodes: &[NodeAnswer]) -> VerbAnswer {
+pub(crate) fn finished(text: String, wrong: Option<String>, nodes: &[NodeAnswer]) -> VerbAnswer {
     let silent: Vec<&NodeAnswer> = nodes.iter().filter(|node| !node.answers()).collect();
     let unknowing = nodes.iter().find(|node| node.answers() && !node.knows());
     match (wrong, silent.first()) {

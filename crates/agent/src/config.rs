@@ -4,6 +4,7 @@ mod values;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use capture::annotations::NodeSettings;
 use capture::select::is_dns_subdomain;
@@ -41,6 +42,8 @@ pub(crate) const POD_SOURCE: &str = "pod_source";
 /// Everything that this process does.
 #[derive(Debug, Clone)]
 pub(crate) struct AgentConfig {
+    /// How often the counters of tenants' pods are read; absent where their traffic is not counted.
+    pub(crate) usage: Option<Duration>,
     /// What is installed.
     pub(crate) install: InstallOptions,
     /// Where pods come from.
@@ -157,7 +160,6 @@ impl AgentConfig {
         let decided_by_daemonset = cleanup == CleanupAtEnd::Auto && !namespace.is_empty() && has_server;
         let pod = OwnPod { namespace, name };
         let node = node_name(env)?;
-        let own_pod = decided_by_daemonset.then(|| pod.clone());
         Ok(Self {
             install,
             pods,
@@ -167,9 +169,9 @@ impl AgentConfig {
             health: address(options, Setting::HealthPort, "health-port")?,
             repair: repair(options, &node)?,
             node,
+            own_pod: decided_by_daemonset.then(|| pod.clone()),
             pod,
             cleanup,
-            own_pod,
             older: older_rules(options, env)?,
             sidecar_settings: sidecar_settings(env)?,
             choice: native_nftables(options)?.map_or(Choice::Auto, |nftables| {
@@ -184,6 +186,7 @@ impl AgentConfig {
             conflict_resolution: ConflictResolution::new(options)?,
             conflicts_block_ready: conflicts::blocks_ready(options)?,
             audit: AuditConfig::new(options)?.filter(|_| options.text(Setting::PolicyEnforcement) == "on"),
+            usage: values::usage(options)?,
             policy: PolicyConfig::new(options)?,
             ambient: AmbientConfig::new(options, scope(options, env)?)?,
             host_root: text(Setting::HostRoot).into(),

@@ -13,6 +13,7 @@ mod tenant_leader;
 mod tenant_status;
 mod told;
 mod tunnels;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use crate::policy_socket::PolicyHandle;
 use crate::run::Agent;
 
+use self::usage::{UsageKeeper, UsageParts, has_state, leave as leave_usage};
 use answers::PolicyAnswers;
 pub(crate) use audit::{AuditConfig, AuditTrail};
 pub(crate) use cuts::NarrowedAddresses;
@@ -69,8 +71,14 @@ impl Agent {
                 if let Some(leader) = self.tenant_leader(&policies) {
                     tasks.spawn(leader.live());
                 }
+                let usage = self.usage_parts().and_then(|parts| match self.config.usage {
+                    Some(interval) => {
+                        Some(tasks.spawn(UsageKeeper::new(parts, policies.clone(), interval).live()))
+                    }
+                    None => has_state(&parts.dir).then(|| tasks.spawn(leave_usage(parts))),
+                });
                 let keeper = self.pod_point.clone().map(|keeper| tasks.spawn(keeper.live()));
-                keeper.into_iter().chain([tasks.spawn(policies.live())]).collect()
+                keeper.into_iter().chain(usage).chain([tasks.spawn(policies.live())]).collect()
             }
             None => vec![tasks.spawn(self.leaver.clone().live())],
         }
@@ -90,6 +98,19 @@ impl Agent {
         let holder = if pod.name.is_empty() { &self.config.node } else { &pod.name };
         let log = self.log.clone();
         Some(TenantLeader::new(policies.clone(), writer, (&pod.namespace, holder), log))
+    }
+
+    /// What counting the traffic of tenants' pods needs.
+    fn usage_parts(&self) -> Option<UsageParts> {
+        Some(UsageParts {
+            keeper: self.pod_point.clone()?,
+            cluster: self.cluster.clone(),
+            slots: self.leaver.slots.clone(),
+            node: self.config.node.clone(),
+            dir: self.config.state_dir.join(::usage::USAGE_DIR),
+            metrics: self.metrics.clone(),
+            log: self.log.clone(),
+        })
     }
 
     /// Who answers plugins about policies, where they are enforced.

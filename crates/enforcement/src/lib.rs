@@ -19,6 +19,7 @@ mod sight;
 mod state;
 mod tenants;
 mod tunnels;
+mod usage;
 mod waking;
 mod world;
 
@@ -38,6 +39,7 @@ use telemetry::Scope;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
+pub use self::usage::UsageOverview;
 use changes::Inbox;
 pub use config::{PointChoice, PolicyConfig, Unprepared};
 pub use denials::{CountedDenials, DenialBatch, DenialBook, DenialEvent, DenialEvents, DeniedPacket};
@@ -214,6 +216,13 @@ impl Policies {
     pub async fn tenants(&self) -> Option<TenantOverview> {
         let (answer, answered) = oneshot::channel();
         self.requests.send(PolicyRequest::Tenants(answer)).await.ok()?;
+        answered.await.ok()?
+    }
+
+    /// Whose traffic is to be counted, and how; nothing before all lists are complete, or where tenants are not enforced.
+    pub async fn usage(&self) -> Option<UsageOverview> {
+        let (answer, answered) = oneshot::channel();
+        self.requests.send(PolicyRequest::Usage(answer)).await.ok()?;
         answered.await.ok()?
     }
 

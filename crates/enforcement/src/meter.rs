@@ -1,6 +1,6 @@
 //! The counters of a pod's traffic in its network namespace.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use kernel::nft::{NamedCounts, Nftables};
 use kernel::sets::Sets;
@@ -9,12 +9,12 @@ use netns::Inside;
 use ruleset::{Backend, Element, SetDelta};
 use usage::{CounterCount, PodReading, USAGE_OWNER, USAGE_TABLE, UsagePlan};
 
-/// What counts in one namespace, and a socket there by which it is read from anywhere. The socket keeps the namespace alive: what a pod counted that has
-/// ended can still be read.
-#[derive(Debug)]
+/// What counts in one namespace, and sockets there by which it is read and told of members from anywhere. They keep the namespace alive: what a pod counted
+/// that has ended can still be read.
 pub struct UsageMeter {
-    plan: UsagePlan,
+    plan: Arc<UsagePlan>,
     counts: NamedCounts,
+    sets: Sets,
     is_fresh: bool,
 }
 
@@ -42,10 +42,17 @@ impl UsageMeter {
     ///
     /// # Errors
     /// The kernel does not do it, or has no nf_tables.
-    pub fn open(inside: &Inside, plan: &UsagePlan) -> Result<Self, MeterError> {
-        let change = load(inside, plan)?;
+    pub fn open(inside: &Inside, plan: &Arc<UsagePlan>) -> Result<Self, MeterError> {
+        let rules = plan.rules();
+        let change = Nftables.setup(inside, std::slice::from_ref(&rules))?;
+        let mut sets = Sets::open(inside, Backend::Nftables, &rules)?;
+        let mut deltas = Vec::new();
+        for (name, wanted) in plan.members() {
+            deltas.push((SetDelta::between(&sets.list(&name)?, &wanted), name));
+        }
+        change_sets(&mut sets, &deltas)?;
         let counts = NamedCounts::open(inside, USAGE_OWNER, USAGE_TABLE)?;
-        Ok(Self { plan: plan.clone(), counts, is_fresh: change == Change::Fresh })
+        Ok(Self { plan: plan.clone(), counts, sets, is_fresh: change == Change::Fresh })
     }
 
     /// Whether [`Self::open`] found nothing there.
@@ -54,16 +61,31 @@ impl UsageMeter {
     }
 
     /// What it counts by.
-    pub fn plan(&self) -> &UsagePlan {
+    pub fn plan(&self) -> &Arc<UsagePlan> {
         &self.plan
     }
 
-    /// Counts by another plan. Counters of classes that both have go on; what others say is to be read before.
+    /// Whether another plan only has other members of the same classes, which [`Self::follow`] tells the kernel.
+    pub fn can_follow(&self, plan: &UsagePlan) -> bool {
+        let [own, other] = [&self.plan.classes, &plan.classes].map(|all| all.iter().map(|one| &one.class));
+        own.eq(other)
+    }
+
+    /// Counts by other members of the same classes. Nobody has to be inside. A plan with other classes is one for [`Self::open`]: counters of classes that
+    /// both have go on, and what others say is to be read before.
     ///
     /// # Errors
-    /// The kernel does not do it; the next call begins anew.
-    pub fn follow(&mut self, inside: &Inside, plan: &UsagePlan) -> Result<(), MeterError> {
-        load(inside, plan)?;
+    /// The kernel does not do it; [`Self::open`] begins anew.
+    pub fn follow(&mut self, plan: &Arc<UsagePlan>) -> Result<(), MeterError> {
+        let (before, now) = (self.plan.members(), plan.members());
+        let none: &[Element] = &[];
+        let deltas: Vec<(SetDelta, String)> = now
+            .into_iter()
+            .map(|(name, wanted)| {
+                (SetDelta::between(before.get(&name).map_or(none, Vec::as_slice), &wanted), name)
+            })
+            .collect();
+        change_sets(&mut self.sets, &deltas)?;
         self.plan = plan.clone();
         Ok(())
     }
@@ -94,22 +116,12 @@ impl UsageMeter {
     }
 }
 
-/// Rules and members: what is new comes into the sets of rules that are there already, at once.
-fn load(inside: &Inside, plan: &UsagePlan) -> Result<Change, MeterError> {
-    let rules = plan.rules();
-    let change = Nftables.setup(inside, std::slice::from_ref(&rules))?;
-    let mut sets = Sets::open(inside, Backend::Nftables, &rules)?;
-    let members: BTreeMap<String, Vec<Element>> = plan.members();
-    let mut deltas = Vec::new();
-    for (name, wanted) in &members {
-        let delta = SetDelta::between(&sets.list(name)?, wanted);
-        if !delta.is_empty() {
-            deltas.push((name.as_str(), delta));
-        }
-    }
-    let deltas: Vec<(&str, &SetDelta)> = deltas.iter().map(|(name, delta)| (*name, delta)).collect();
+/// What is new comes into the sets of rules that are there, at once.
+fn change_sets(sets: &mut Sets, deltas: &[(SetDelta, String)]) -> Result<(), MeterError> {
+    let deltas = deltas.iter().filter(|(delta, _)| !delta.is_empty());
+    let deltas: Vec<(&str, &SetDelta)> = deltas.map(|(delta, name)| (name.as_str(), delta)).collect();
     if !deltas.is_empty() {
         sets.change(&deltas)?;
     }
-    Ok(change)
+    Ok(())
 }

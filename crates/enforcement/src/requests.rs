@@ -15,6 +15,7 @@ use super::sight::AttachedPod;
 use super::state::{KnownPolicies, NotPrepared, PodToPrepare, PolicyState, PreparedPod};
 use super::tenants::TenantOverview;
 use super::tunnels::TunnelEntry;
+use super::usage::UsageOverview;
 
 /// What is to be done beside following what changed.
 #[derive(Default)]
@@ -38,6 +39,7 @@ pub(super) enum PolicyRequest {
     /// With so many pods at most.
     Known(usize, oneshot::Sender<Option<KnownPolicies>>),
     Tenants(oneshot::Sender<Option<TenantOverview>>),
+    Usage(oneshot::Sender<Option<UsageOverview>>),
     Tunnel(TunnelRequest),
 }
 
@@ -58,6 +60,7 @@ impl PolicyTurn {
                     | PolicyRequest::Denied(..)
                     | PolicyRequest::Known(..)
                     | PolicyRequest::Tenants(_)
+                    | PolicyRequest::Usage(_)
             )
         )
     }
@@ -101,6 +104,7 @@ impl PolicyState {
             }
             Some(PolicyRequest::Tunnel(request)) => self.act_on_tunnel(request),
             Some(PolicyRequest::Tenants(answer)) => drop(answer.send(self.tenant_overview())),
+            Some(PolicyRequest::Usage(answer)) => drop(answer.send(self.usage_overview())),
             Some(PolicyRequest::Known(most, answer)) => drop(answer.send(self.known(most))),
             Some(PolicyRequest::Look(at, answer)) => {
                 done = done.and(self.look(&at));

@@ -5,6 +5,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 
 use enforcement::UsageMeter;
 use policy::TrafficDirection::{self, Egress, Ingress};
@@ -28,15 +29,15 @@ fn addresses(place: usize) -> [IpAddr; 2] {
     [format!("10.20.0.{}", place + 1), format!("fd20::{}", place + 1)].map(|text| text.parse().unwrap())
 }
 
-fn plan(classes: &[PeerClass]) -> UsagePlan {
+fn plan(classes: &[PeerClass]) -> Arc<UsagePlan> {
     let class = |(place, class): (usize, &PeerClass)| UsageClass {
         class: class.clone(),
         members: addresses(place).to_vec().into(),
     };
-    UsagePlan { classes: classes.iter().enumerate().map(class).collect() }
+    Arc::new(UsagePlan { classes: classes.iter().enumerate().map(class).collect() })
 }
 
-fn open(pod: &Pod, plan: &UsagePlan) -> UsageMeter {
+fn open(pod: &Pod, plan: &Arc<UsagePlan>) -> UsageMeter {
     pod.enter(|inside| UsageMeter::open(inside, plan)).unwrap().unwrap()
 }
 
@@ -191,7 +192,9 @@ fn sums_are_what_interfaces_say_whatever_restarts() {
             read(&mut book, now, &mut meter);
         }
         // Other classes: what both have goes on.
-        pod.enter(|inside| meter.follow(inside, &plan(&classes()[..2]))).unwrap().unwrap();
+        let fewer = plan(&classes()[..2]);
+        assert!(!meter.can_follow(&fewer));
+        meter = open(&pod, &fewer);
         transfer(&pod, addresses(0)[1]);
         now += 10;
         let ended = interface(&pod);
@@ -222,4 +225,33 @@ fn a_table_that_is_gone_is_told_and_made_again() {
     assert!(!open(&pod, &wanted).is_fresh());
     pod.enter(UsageMeter::remove).unwrap().unwrap();
     assert!(!pod.nft_text().unwrap().contains("istio-usage"), "removed");
+}
+
+/// Who is in a class changes while connections are open, and nobody is inside the namespace.
+#[test]
+fn members_of_classes_are_followed_from_outside() {
+    let pod = Pod::new(Families::Dual).unwrap();
+    pod.know_neighbours().unwrap();
+    let mut meter = open(&pod, &plan(&classes()));
+    // Own and blue change places.
+    let swapped = |place: usize, of: usize| UsageClass {
+        class: classes()[place].clone(),
+        members: addresses(of).to_vec().into(),
+    };
+    let other = Arc::new(UsagePlan {
+        classes: [(0, 1), (1, 0), (2, 2), (3, 3), (4, 4)].map(|(place, of)| swapped(place, of)).to_vec(),
+    });
+    transfer(&pod, addresses(0)[0]);
+    assert!(meter.can_follow(&other));
+    meter.follow(&other).unwrap();
+    transfer(&pod, addresses(0)[1]);
+    let reading = meter.read().unwrap();
+    for class in [&classes()[0], &classes()[1]] {
+        let amount = reading.amount(Egress, class);
+        assert!(amount.bytes > BYTES as u64 && amount.connections == 1, "{class}: {amount:?}");
+    }
+    // What an agent finds that follows is what it wants, and counters go on.
+    let mut next = open(&pod, &other);
+    assert!(!next.is_fresh());
+    assert_eq!(next.read().unwrap(), reading);
 }

@@ -12,6 +12,7 @@ mod policy;
 mod register;
 mod repair;
 mod tenants;
+mod usage;
 mod verification;
 mod zds;
 
@@ -38,6 +39,7 @@ use repair::RepairMetrics;
 use serve::{CountClosed, Handler, ServedAnswer, text};
 pub use tenants::CountedTenant;
 use tenants::TenantMetrics;
+use usage::UsageMetrics;
 pub use verification::PodRuleCounts;
 use verification::VerificationMetrics;
 
@@ -63,6 +65,7 @@ pub struct Metrics {
     cluster: ClusterMetrics,
     repair: RepairMetrics,
     tenants: TenantMetrics,
+    usage: UsageMetrics,
     /// Absent in sidecar mode, so that dashboards see which mode a node is in.
     ambient: Option<AmbientMetrics>,
     verification: VerificationMetrics,
@@ -113,6 +116,7 @@ impl Metrics {
             cluster: ClusterMetrics::new(&make)?,
             repair: RepairMetrics::new(&make)?,
             tenants: TenantMetrics::new(&make)?,
+            usage: UsageMetrics::new(&make)?,
             ambient: ambient.then(|| AmbientMetrics::new(&make)).transpose()?,
             verification: VerificationMetrics::new(&make)?,
             conflicts: ConflictMetrics::new(&make)?,

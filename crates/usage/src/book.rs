@@ -118,6 +118,14 @@ impl UsageBook {
         Ok(book)
     }
 
+    /// What an agent kept, to be read only.
+    ///
+    /// # Errors
+    /// It is not what an agent wrote.
+    pub fn read_kept(text: &str) -> Result<Self, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
     /// For the disk.
     pub fn save(&mut self, now: u64) -> String {
         self.saved = now;

@@ -30,6 +30,11 @@ impl Hour {
         self.begins() + SECONDS
     }
 
+    /// The first hour of the day after this one's.
+    pub fn next_day(self) -> Self {
+        Self((self.0 / 24 + 1) * 24)
+    }
+
     /// Its day as eight digits, as in names of files.
     pub fn day(self) -> String {
         let (year, month, day) = self.date();

@@ -42,7 +42,7 @@ pub(super) struct AgentPod {
 
 /// What a node says.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct NodeAnswer {
+pub(crate) struct NodeAnswer {
     pub(super) node: String,
     /// The agent's pod.
     pub(super) pod: String,
@@ -50,7 +50,7 @@ pub(super) struct NodeAnswer {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) error: String,
     #[serde(skip)]
-    pub(super) said: Option<Value>,
+    pub(crate) said: Option<Value>,
 }
 
 #[derive(Deserialize)]

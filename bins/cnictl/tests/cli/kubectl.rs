@@ -154,3 +154,30 @@ fn kubectl_finds_what_could_follow() {
     let text = cluster.run("kubectl_complete-istio_cni", &["st"]).ok();
     assert!(text.starts_with("status\t") && text.ends_with("\n:4\n"), "{text}");
 }
+
+/// What nodes have counted is added up, and who does not answer is told.
+#[test]
+fn usage_of_all_nodes_is_one_table() {
+    let cluster = Cluster::new(&["a", "b", "gone"]);
+    for (pod, bytes) in [("a", 1_000), ("b", 200)] {
+        let row = json!({"direction": "egress", "peer": "tenant:blue", "bytes": bytes, "packets": 2, "connections": 1});
+        let line = json!({"node": format!("node-{pod}"), "hour": "2026-11-30T21:00:00Z", "tenant": "red", "measured_at": "pod",
+            "pod_seconds": 100, "observed_pod_seconds": 50, "incomplete": false, "rows": [row], "top": []});
+        cluster.files.write(&format!("{pod}.json"), &json!({"lines": [line]}).to_string());
+    }
+    let ask = |words: &str| {
+        let words: Vec<&str> = words.split_whitespace().collect();
+        cluster.run(env!("CARGO_BIN_EXE_cnictl"), &words)
+    };
+    let all = ask("audit usage --all-nodes --tenant red -o csv");
+    assert_eq!(all.exit, 4, "{all:?}");
+    assert!(all.stderr.contains("node-gone"), "{all:?}");
+    let csv = "hour,tenant,peer,direction,bytes,packets,connections\n,red,tenant:blue,egress,1200,4,2\n";
+    assert_eq!(all.stdout, csv);
+    let some = ask("audit usage --all-nodes --node node-a --node node-b");
+    assert_eq!((some.exit, some.stderr.as_str()), (0, ""), "{some:?}");
+    assert!(some.stdout.contains("nodes: 2") && some.stdout.contains("coverage: 50.00%"), "{some:?}");
+    assert_eq!(ask("audit usage --all-nodes --node node-a --tenant blue").exit, 3);
+    assert!(cluster.calls().contains("exec a --container install-cni -- cnictl audit usage --output lines"));
+    assert_eq!(ask("audit usage --all-nodes somewhere").exit, 2);
+}

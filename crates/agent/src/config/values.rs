@@ -68,6 +68,28 @@ pub(crate) fn live_updates(options: &Options) -> Result<LiveUpdates, BadOption> 
     LiveUpdates::parse(text).ok_or_else(|| BadOption::new("live-updates", text, "is not off, safe or on"))
 }
 
+/// How often counters of tenants' pods are read; nothing where they are not.
+///
+/// # Errors
+/// The options mean nothing, or not together.
+pub(crate) fn usage(options: &Options) -> Result<Option<Duration>, BadOption> {
+    let (word, text) = (options.text(Setting::Usage), options.text(Setting::UsageInterval));
+    let interval = duration("usage-interval", text)?;
+    if !(Duration::from_secs(1)..=Duration::from_secs(600)).contains(&interval) {
+        return Err(BadOption::new("usage-interval", text, "is not between 1s and 10m"));
+    }
+    match word {
+        "off" => Ok(None),
+        "on" if options.text(Setting::TenantsEnforcement) == "on" => Ok(Some(interval)),
+        "on" => {
+            let why =
+                "needs tenants-enforcement on beside it: what is counted is the traffic of tenants' pods";
+            Err(BadOption::new("usage", word, why))
+        }
+        _ => Err(BadOption::new("usage", word, "is not off or on")),
+    }
+}
+
 /// A time such as 30s; 0 is none.
 ///
 /// # Errors

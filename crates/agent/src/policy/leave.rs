@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use enforcement::UsageMeter;
 use facts::PodRef;
 use kernel::Change;
 use netns::Netns;
@@ -170,7 +171,11 @@ impl PolicyLeaver {
                 let work = move || -> Result<Change, PodPointFailure> {
                     let host = Netns::open(proc_root.join("1/ns/net")).map_err(PodPointFailure::Host)?;
                     netns::find::belongs_to(&netns, host.id(), &addresses, &finder::addresses)?;
-                    Ok(netns.enter(|inside| backends.kernel().leave(inside, &no_rules()))??)
+                    netns.enter(|inside| {
+                        let counted = UsageMeter::remove(inside)?;
+                        let left = backends.kernel().leave(inside, &no_rules())?;
+                        Ok(if left == Change::None { counted } else { left })
+                    })?
                 };
                 let done = slots.run(&pod, Task::Clear, work).await;
                 (pod, done.map_err(PodPointFailure::from).and_then(|done| done))

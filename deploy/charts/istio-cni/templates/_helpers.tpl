@@ -143,6 +143,7 @@ operator.istio.io/component: Cni
   "AUDIT_WINDOW" $values.agent.auditWindow
   "AUDIT_NODE_RATE" $values.agent.auditNodeRate
   "TENANTS_ENFORCEMENT" $values.agent.tenantsEnforcement
+  "USAGE" $values.agent.usage
   "FACTS_TIMEOUT" $values.agent.factsTimeout
   "KERNEL_NETWORK_RUNTIME_CLASSES" (join "," $values.agent.kernelNetworkRuntimeClasses)
   "RUNTIME_ANNOTATIONS" (ternary "false" "" (eq (toString $values.agent.runtimeAnnotations) "false"))

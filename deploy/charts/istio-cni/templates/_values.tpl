@@ -60,6 +60,9 @@ what the user gave by plain names; what the user gave with the prefix `cni.`.
 {{- if and (eq (.agent.tenantsEnforcement | default "off") "on") (ne (.agent.policyEnforcement | default "off") "on") }}
 {{- fail "agent.tenantsEnforcement needs agent.policyEnforcement beside it: tenants hand on to NetworkPolicies; set both to on" }}
 {{- end }}
+{{- if and (eq (.agent.usage | default "off") "on") (ne (.agent.tenantsEnforcement | default "off") "on") }}
+{{- fail "agent.usage needs agent.tenantsEnforcement beside it: what is counted is the traffic of tenants' pods; set both to on" }}
+{{- end }}
 {{- if eq (int .agent.healthPort) (int .agent.metricsPort) }}
 {{- fail (printf "agent.healthPort and agent.metricsPort are both %d: give them two ports" (int .agent.healthPort)) }}
 {{- end }}

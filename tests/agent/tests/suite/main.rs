@@ -64,5 +64,6 @@ mod taint;
 mod tenants;
 mod uninstall;
 mod upgrade;
+mod usage;
 mod verify_sidecar;
 mod waiting;

@@ -28,7 +28,7 @@ struct Town {
     pods: Vec<(MeshPod, Listeners)>,
 }
 
-fn tenant(name: &str, second: u32, spec: &Value) -> Value {
+pub(crate) fn tenant(name: &str, second: u32, spec: &Value) -> Value {
     json!({"metadata": {"name": name, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z"), "generation": 1},
         "spec": spec})
 }

@@ -77,6 +77,7 @@ const KNOWN: &[&str] = &[
     "AUDIT_WINDOW",
     "AUDIT_NODE_RATE",
     "TENANTS_ENFORCEMENT",
+    "USAGE",
     "CAPTURE",
     "CNI_CACHE_DIR",
     "CONFIG_DIR",
@@ -183,6 +184,7 @@ fn every_variable_is_one_that_the_agent_reads() {
         "agent.auditWindow=30s",
         "agent.auditNodeRate=500",
         "agent.tenantsEnforcement=on",
+        "agent.usage=on",
         "agent.factsTimeout=10s",
         "agent.kernelNetworkRuntimeClasses={kata-host}",
         "agent.runtimeAnnotations=false",
@@ -197,7 +199,7 @@ fn every_variable_is_one_that_the_agent_reads() {
     for name in keys.iter().map(String::as_str).chain(variables) {
         assert!(KNOWN.contains(&name) || NOT_OPTIONS.contains(&name), "the agent does not read {name}");
     }
-    assert_eq!(keys.len(), ALWAYS.len() + 41, "{keys:?}");
+    assert_eq!(keys.len(), ALWAYS.len() + 42, "{keys:?}");
 }
 
 /// One value, what it renders.
@@ -267,6 +269,8 @@ fn each_value_sets_its_option() {
         ("agent.auditNodeRate=500", "AUDIT_NODE_RATE", Some("500")),
         ("agent.policyEnforcement=on,agent.tenantsEnforcement=on", "TENANTS_ENFORCEMENT", Some("on")),
         ("agent.tenantsEnforcement=off", "TENANTS_ENFORCEMENT", Some("off")),
+        ("agent.policyEnforcement=on,agent.tenantsEnforcement=on,agent.usage=on", "USAGE", Some("on")),
+        ("agent.usage=off", "USAGE", Some("off")),
         ("agent.policyEnforcement=", "POLICY_ENFORCEMENT", None),
         ("agent.factsTimeout=500ms", "FACTS_TIMEOUT", Some("500ms")),
         ("agent.kernelNetworkRuntimeClasses={a,b}", "KERNEL_NETWORK_RUNTIME_CLASSES", Some("a,b")),

@@ -35,6 +35,9 @@ pub(crate) enum PodPointFailure {
     /// So is what an agent of before or a plugin made.
     #[error(transparent)]
     Remains(#[from] kernel::LeaveError),
+    /// What counts its traffic is left.
+    #[error(transparent)]
+    Meter(#[from] enforcement::MeterError),
     /// Its sets.
     #[error(transparent)]
     Sets(#[from] kernel::sets::Error),

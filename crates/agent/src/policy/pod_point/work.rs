@@ -43,6 +43,26 @@ impl PodPointKeeper {
         Ok((found, roots))
     }
 
+    /// Looks for the namespaces of many pods at once, so that [`Self::locate`] has them.
+    pub(in super::super) async fn look_for(&self, pods: Vec<(&LocalName, &facts::Object)>) {
+        let is_known = |name: &LocalName| {
+            let known = self.places().get(name).cloned();
+            self.tunnelled(name).is_some() || known.is_some_and(|netns| finder::is_still(&netns))
+        };
+        let lacking: Vec<_> = pods.into_iter().filter(|(name, _)| !is_known(name)).collect();
+        // One is looked for when it is asked for.
+        let (Ok(host), 2..) = (self.host(), lacking.len()) else { return };
+        let roots = SearchRoots { proc_root: self.parts.proc_root.clone(), host: host.id() };
+        let of = |pod| wanted_netns(pod, &self.parts.kernel_network_runtime_classes);
+        let wanted = lacking.iter().map(|(_, pod)| of(pod)).collect();
+        let Ok(mut found) = self.finder.find_all(&roots, wanted).await else { return };
+        let mut places = self.places();
+        for (name, pod) in lacking {
+            let netns = pod.uid().and_then(|uid| found.remove(uid));
+            places.extend(netns.map(|netns| (name.clone(), Arc::new(netns))));
+        }
+    }
+
     pub(super) async fn work_on(&self, name: &LocalName) -> Result<(), PodPointFailure> {
         let pod = self.parts.cluster.index().pod(&name.namespace, &name.name).cloned();
         // A plugin tells of a pod before its watch does.
