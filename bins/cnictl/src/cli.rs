@@ -4,14 +4,17 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
-use crate::{audit, chain, conflicts, doctor, explain, log, node, page, pods, policy, render, shell, trace};
+use crate::{
+    audit, chain, conflicts, doctor, explain, log, node, page, pods, policy, render, shell, tenants, trace,
+};
 
 /// What every help text ends with.
 const EXIT_CODES: &str = "\
 Exit codes:
   0    done; for explain: the question is answered, whatever the verdict; for status and doctor: healthy; for verify: all captured; for policy
        explain: allowed
-  1    something failed or, for status, doctor, verify, conflicts, diff, policy eval, policy lint, is wrong; for policy explain: denied; for
+  1    something failed or, for status, doctor, verify, conflicts, diff, policy eval, policy lint, tenants list --lagging,
+       tenants lint, is wrong; for policy explain: denied; for
        policy diff: a verdict changes; the message says
        what, where and what to do
   2    the command line is wrong
@@ -65,6 +68,7 @@ enum Verb {
     Conflicts(conflicts::ConflictsArgs),
     Restore(pods::RestoreArgs),
     Policy(policy::PolicyArgs),
+    Tenants(tenants::TenantsArgs),
     Audit(audit::AuditArgs),
     Status(node::StatusArgs),
     Doctor(doctor::DoctorArgs),
@@ -96,6 +100,7 @@ impl Cli {
             Verb::Conflicts(args) => args.run(),
             Verb::Restore(args) => args.run(),
             Verb::Policy(args) => args.run(),
+            Verb::Tenants(args) => args.run(),
             Verb::Audit(args) => args.run(),
             Verb::Status(args) => args.run(),
             Verb::Doctor(args) => args.run(),

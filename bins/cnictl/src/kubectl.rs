@@ -4,6 +4,7 @@
 mod ask;
 mod complete;
 mod table;
+mod tenants;
 
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ Examples:
   # Every pod that is not known to be captured, wherever it runs
   kubectl istio-cni verify -A
 
+  # On which nodes is the last change of a tenant not in force?
+  kubectl istio-cni tenants
+
 kubectl finds this program as kubectl-istio_cni in the PATH, and kubectl_complete-istio_cni beside it for completion: both are links to cnictl.
 The right to exec in the agents' pods is needed (create pods/exec). Nodes are seen by their agents' pods: of a node where the DaemonSet wants none, nothing is said.
 
@@ -58,6 +62,8 @@ enum KubectlVerb {
     Pods(PodsOfNodes),
     /// The same, of pods that should be captured and are not known to be; fails if there is one
     Verify(PodsOfNodes),
+    /// Show each tenant, and the nodes on which its last change is not in force; fails if there is one
+    Tenants(tenants::TenantsOfNodes),
 }
 
 #[derive(Debug, clap::Args)]
@@ -143,6 +149,7 @@ impl KubectlCli {
             KubectlVerb::Status(args) => args.run(),
             KubectlVerb::Pods(args) => args.run("pods"),
             KubectlVerb::Verify(args) => args.run("verify"),
+            KubectlVerb::Tenants(args) => args.run(),
         }
     }
 }

@@ -21,6 +21,7 @@ mod render;
 mod rules;
 mod shell;
 mod subject;
+mod tenants;
 mod trace;
 
 use std::path::Path;

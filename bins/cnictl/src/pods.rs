@@ -25,7 +25,8 @@ pub(crate) use conflicting::ConflictsView;
 pub(crate) use diff::DiffArgs;
 pub(crate) use list::PodsArgs;
 pub(crate) use listing::{
-    API_VERSION, Around, Column, ListArgs, NOTHING, OUT_OF_TIME, PARTLY_UNKNOWN, ResourceList, ago,
+    API_VERSION, Around, Column, ListArgs, ListFormat, NOTHING, OUT_OF_TIME, PARTLY_UNKNOWN, ResourceList,
+    ago,
 };
 pub(crate) use live::{NodeProcesses, observe};
 pub(crate) use locate::LocatedNetns;

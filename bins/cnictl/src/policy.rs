@@ -17,6 +17,7 @@ use clap::Subcommand;
 
 use crate::output::VerbAnswer;
 pub(crate) use list::{PolicySide, policies_of};
+pub(crate) use source::{KnownCluster, PolicySourceArgs};
 
 /// Say what network policies mean
 #[derive(Debug, clap::Args)]

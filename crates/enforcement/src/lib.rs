@@ -58,7 +58,7 @@ pub use state::{
 };
 use state::{PolicySources, PolicyState};
 use tenants::TenantStores;
-pub use tenants::{ReachedService, ServiceReach, TenantOverview, TenantReport, TenantStanding};
+pub use tenants::{ReachedService, TenantOverview, TenantReport, TenantStanding};
 pub use tunnels::TunnelEntry;
 pub use waking::Waker;
 use world::LocalPods;

@@ -15,14 +15,14 @@ use cluster::{ObjectSelection, Objects, Peers, Shared, Wanted};
 use facts::object::METADATA_NAME;
 use facts::tenant::GrantTarget;
 use facts::{Namespace, NetworkTenant, NodeAddresses, TenantGrant};
-use policy::tenancy::{TENANT_LABEL, TenantMembership, tenant_section};
-use policy::{PolicyName, PolicyTerms, Section};
+use policy::tenancy::{TENANT_LABEL, TenantMembership, tenant_name, tenant_section};
+use policy::{PolicyName, PolicyTerms};
 use tokio::sync::watch;
 
 use super::changes::Inbox;
 use super::news::PolicyNews;
 use super::state::{PolicyState, world};
-pub use report::{ReachedService, ServiceReach, TenantOverview, TenantReport, TenantStanding};
+pub use report::{ReachedService, TenantOverview, TenantReport, TenantStanding};
 
 /// Of a core, what making sections anew may take because of Services, nodes and pods: one part of so many.
 const SHARE: u32 = 20;
@@ -296,8 +296,4 @@ impl PolicyState {
         self.tenants.is_told = true;
         self.points.tell(PolicyNews::Tenants(&self.tenant_standings()));
     }
-}
-
-fn tenant_name(name: &str) -> PolicyName {
-    PolicyName { section: Section::Tenant, namespace: "".into(), name: name.into() }
 }

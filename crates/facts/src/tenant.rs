@@ -284,6 +284,19 @@ impl<'de> Deserialize<'de> for TenantGrant {
     }
 }
 
+// === impl TenantEnforcement ===
+
+impl TenantEnforcement {
+    /// As metrics and lists have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+            Self::Off => "off",
+        }
+    }
+}
+
 // === impl TenantFaults ===
 
 impl TenantFaults {
@@ -292,6 +305,13 @@ impl TenantFaults {
         if self.first.len() < MAX_FAULTS {
             self.first.push(TenantFault { place: place.to_string(), reason });
         }
+    }
+
+    /// The first ones for people, and how many more there are.
+    pub fn texts(&self) -> impl Iterator<Item = String> {
+        let more = self.count.saturating_sub(self.first.len());
+        let more = (more > 0).then(|| format!("{more} more entries are not understood"));
+        self.first.iter().map(ToString::to_string).chain(more)
     }
 
     /// Whether all of the object is understood.

@@ -258,6 +258,7 @@ impl CaseFile {
             let kind = PlainKind::NetworkPolicy;
             kind.put(&mut world, policy).map_err(|cause| CaseError::object(kind, cause))?;
         }
+        world.settle_tenants();
         case.setup.iter().try_for_each(|change| change.apply(&mut world))?;
         let (name, family) = (&*case.name, &*case.family);
         look(&CaseState { case: name, family, step: 0, world: &world, truth: &case.truth })?;

@@ -2,6 +2,7 @@
 
 mod objects;
 mod probes;
+mod tenants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,7 +11,9 @@ use std::net::IpAddr;
 use facts::networkpolicy::{PolicyProtocol, Refused};
 use facts::peer::NamedPort;
 use facts::service::ServicePort;
-use facts::{EndpointSlice, LabelSet, Namespace, NetworkPolicy, Peer, Selector, Service};
+use facts::{
+    EndpointSlice, LabelSet, Namespace, NetworkPolicy, NetworkTenant, Peer, Selector, Service, TenantGrant,
+};
 use ruleset::Family;
 
 use crate::services::endpoints;
@@ -36,6 +39,12 @@ pub struct PlainWorld {
     refused: BTreeMap<PolicyName, Refused>,
     /// Ports of TCP on which kubelet asks how a pod is.
     probes: BTreeMap<Name, BTreeSet<u16>>,
+    tenants: BTreeMap<Box<str>, NetworkTenant>,
+    grants: BTreeMap<Name, TenantGrant>,
+    /// Namespaces that tenants name and of which no object is known.
+    unseen: BTreeSet<Box<str>>,
+    /// Whether the sections of tenants were made of objects.
+    is_settled: bool,
 }
 
 /// A pod of a [`PlainWorld`].
@@ -59,6 +68,7 @@ type Name = (Box<str>, Box<str>);
 impl PlainWorld {
     /// Adds or replaces a namespace.
     pub fn put_namespace(&mut self, name: &str, namespace: Namespace) {
+        self.unseen.remove(name);
         self.namespaces.insert(name.into(), namespace);
     }
 

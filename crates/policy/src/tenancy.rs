@@ -13,11 +13,15 @@
 
 mod membership;
 mod peers;
+mod reach;
 mod section;
 mod surroundings;
 #[cfg(test)]
 mod tests;
 
 pub use membership::{ClaimState, NamespaceClaim, TENANT_LABEL, TenantMembership};
-pub use section::tenant_section;
-pub use surroundings::{ServiceEnds, ServiceKey, ServicePortEnds, TenantSurroundings};
+pub use reach::ServiceReach;
+pub use section::{tenant_name, tenant_section};
+pub use surroundings::{
+    API_SERVER, DNS_CACHE, DNS_NAMESPACE, ServiceEnds, ServiceKey, ServicePortEnds, TenantSurroundings,
+};

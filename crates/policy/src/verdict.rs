@@ -36,6 +36,8 @@ pub struct Judgement {
     pub ground: Ground,
     /// The rule that would deny it, of a policy that is only tried out.
     pub audited: Option<RuleRef>,
+    /// The rules that handed it on to the next section, such as those of tenants.
+    pub handed_on: Vec<RuleRef>,
     /// NetworkPolicies that are only tried out: they would isolate the pod, and none of their rules allows it.
     pub tried_out: Vec<PolicyName>,
 }
@@ -96,8 +98,12 @@ struct End<'w, 'p, W: World> {
 /// What a section of a class comes to.
 enum Outcome {
     Decided(Ground),
-    /// The next section decides. A rule would have denied it, if there is one.
-    Next(Option<RuleRef>),
+    /// The next section decides.
+    Next,
+    /// The same, because a rule says so.
+    HandedOn(RuleRef),
+    /// The same, and a rule would have denied it.
+    WouldDeny(RuleRef),
 }
 
 /// The pods at both ends of a connection.
@@ -122,7 +128,7 @@ pub(crate) fn may_reach<W: World>(world: &W, class: &[&PolicyTerms], peer: IpAdd
     let pod = world.pod_at(peer);
     let (direction, peer_pod) = (TrafficDirection::Egress, pod.as_ref());
     let end = End { world, direction, peer, peer_pod, own: None, destination: peer_pod };
-    Judgement::from(end.decide(class, traffic).0).is_allowed()
+    end.decide(class, traffic).is_allowed()
 }
 
 /// Whether policies deny a connection at the end of a pod that they select, in the order in which they are judged. What is not said of it is that it
@@ -146,7 +152,7 @@ pub fn denies<W: World>(
         own: own.1.as_ref().map(|pod| (own.0, pod)),
         destination: destination.as_ref(),
     };
-    !Judgement::from(end.decide(class, flow.traffic).0).is_allowed()
+    !end.decide(class, flow.traffic).is_allowed()
 }
 
 fn is_same(one: &impl PolicyPod, other: &impl PolicyPod) -> bool {
@@ -171,7 +177,7 @@ impl Judgement {
 
 impl From<Ground> for Judgement {
     fn from(ground: Ground) -> Self {
-        Self { selecting: Vec::new(), ground, audited: None, tried_out: Vec::new() }
+        Self { selecting: Vec::new(), ground, audited: None, handed_on: Vec::new(), tried_out: Vec::new() }
     }
 }
 
@@ -223,13 +229,15 @@ impl<'w, W: PolicyWorld> End<'w, '_, W> {
         if class.is_empty() {
             return Ground::NotIsolated.into();
         }
-        let (real, audited) = self.decide(&class, flow.traffic);
-        let ground = match real {
-            Ground::NoRuleMatched if flow.route == FlowRoute::Tunnel => self.tunnel(&class).unwrap_or(real),
-            _ => real,
+        let decided = self.decide(&class, flow.traffic);
+        let ground = match decided.ground {
+            Ground::NoRuleMatched if flow.route == FlowRoute::Tunnel => {
+                self.tunnel(&class).unwrap_or(Ground::NoRuleMatched)
+            }
+            real => real,
         };
         let tried_out = self.tried_out(&class, &ground);
-        Judgement { selecting, ground, audited, tried_out }
+        Judgement { selecting, ground, tried_out, ..decided }
     }
 
     /// The NetworkPolicies that would isolate the pod if they were not only tried out, where that decides.
@@ -253,16 +261,18 @@ impl<'w, W: PolicyWorld> End<'w, '_, W> {
 }
 
 impl<'w, W: World> End<'w, '_, W> {
-    /// What decides, and what would have denied it before.
-    fn decide(&self, class: &[&PolicyTerms], traffic: Traffic) -> (Ground, Option<RuleRef>) {
-        let mut audited = None;
+    /// What decides, and what was asked before.
+    fn decide(&self, class: &[&PolicyTerms], traffic: Traffic) -> Judgement {
+        let mut judgement = Judgement::from(Ground::Undecided);
         for section in class.chunk_by(|one, other| one.name.section == other.name.section) {
             match self.section(section, traffic) {
-                Outcome::Decided(ground) => return (ground, audited),
-                Outcome::Next(would_deny) => audited = audited.or(would_deny),
+                Outcome::Decided(ground) => return Judgement { ground, ..judgement },
+                Outcome::Next => {}
+                Outcome::HandedOn(rule) => judgement.handed_on.push(rule),
+                Outcome::WouldDeny(rule) => judgement.audited = judgement.audited.or(Some(rule)),
             }
         }
-        (Ground::Undecided, audited)
+        judgement
     }
 
     fn section(&self, policies: &[&PolicyTerms], traffic: Traffic) -> Outcome {
@@ -276,8 +286,9 @@ impl<'w, W: World> End<'w, '_, W> {
             }
             Some((first, RuleAction::Deny | RuleAction::Reject)) => Outcome::Decided(Ground::Denied(first)),
             None if isolates => Outcome::Decided(Ground::NoRuleMatched),
-            Some((rule, RuleAction::Audit)) => Outcome::Next(Some(rule)),
-            Some((_, RuleAction::Next)) | None => Outcome::Next(None),
+            Some((rule, RuleAction::Audit)) => Outcome::WouldDeny(rule),
+            Some((rule, RuleAction::Next)) => Outcome::HandedOn(rule),
+            None => Outcome::Next,
         }
     }
 

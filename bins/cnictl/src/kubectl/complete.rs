@@ -63,9 +63,9 @@ mod tests {
                 text.lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect();
             names
         };
-        assert_eq!(asked(&[""]), ["status", "pods", "verify", ":4"]);
+        assert_eq!(asked(&[""]), ["status", "pods", "verify", "tenants", ":4"]);
         assert_eq!(asked(&["ver"]), ["verify", ":4"]);
-        assert_eq!(asked(&[]), ["status", "pods", "verify", ":4"]);
+        assert_eq!(asked(&[]), ["status", "pods", "verify", "tenants", ":4"]);
         assert_eq!(asked(&["pods", "--all"]), ["--all-namespaces", ":4"]);
         assert_eq!(asked(&["pods", "-o", "j"]), ["json", ":4"]);
         assert_eq!(asked(&["pods", ""]), [":4"]);

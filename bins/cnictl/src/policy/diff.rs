@@ -89,7 +89,7 @@ impl PolicyDiffArgs {
     pub(super) fn run(&self) -> Result<VerbAnswer> {
         let known = self.source.load()?;
         let mut after = known.world.clone();
-        self.files.iter().try_for_each(|path| add_manifests(&mut after, path))?;
+        add_manifests(&mut after, &self.files)?;
         for (namespace, name) in &self.delete {
             after.remove_networkpolicy(namespace, name);
         }

@@ -53,6 +53,9 @@ pub(super) struct JudgedEnd {
     selecting: Vec<String>,
     /// The rules that decide, by the fields of their policies.
     rules: Vec<String>,
+    /// The rules that handed it on before, such as the row of a tenant.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    handed_on: Vec<String>,
     /// Where it is denied: policies, and what of their rules fails.
     missed: Vec<MissedReport>,
     /// What would deny it, and is only tried out.
@@ -154,7 +157,7 @@ impl JudgedEnd {
         judgement: &Judgement,
         address: IpAddr,
     ) -> Self {
-        let Judgement { selecting, ground, audited, tried_out } = judgement;
+        let Judgement { selecting, ground, audited, handed_on, tried_out } = judgement;
         let unknown = is_unknown(known, address) && judgement.is_allowed();
         let missed = if judgement.is_allowed() {
             Vec::new()
@@ -183,6 +186,7 @@ impl JudgedEnd {
             text,
             selecting: selecting.iter().map(ToString::to_string).collect(),
             rules: ground.rules().iter().map(ToString::to_string).collect(),
+            handed_on: handed_on.iter().map(ToString::to_string).collect(),
             missed: if judgement.is_allowed() {
                 Vec::new()
             } else {
@@ -197,8 +201,12 @@ impl JudgedEnd {
     }
 
     fn paragraph(&self, direction: &str) -> String {
-        let Self { allowed, text, missed, tried_out, nearest, .. } = self;
+        let Self { allowed, text, handed_on, missed, tried_out, nearest, .. } = self;
         let mut out = format!("  {direction:<8} {}: {text}\n", word(*allowed));
+        for rule in handed_on {
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "    handed on: by {rule}");
+        }
         for MissedReport { policy, rule, failed, peers, ports } in missed {
             // Writing to a String cannot fail.
             let _ = match rule {

@@ -9,7 +9,7 @@ use podsource::{Written, is_manifest, written_in_named_file};
 use policy::snapshot::{MAX_SNAPSHOT, PolicySnapshot};
 use policy::{PlainKind, PlainWorld};
 use rundir::POLICIES_NAME;
-use rundir::policy::{PolicyPointReport, PolicyStateReport, StandingWord};
+use rundir::policy::{PolicyPointReport, PolicyStateReport, StandingWord, TenantStateReport};
 use serde_json::value::RawValue;
 use trusted::Links;
 
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the cluster is from. Without any of these the agent is asked, and its snapshot read where it does not answer.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub(super) struct PolicySourceArgs {
+pub(crate) struct PolicySourceArgs {
     /// Take the cluster from these manifests, a file or a directory (repeat); - reads standard input
     #[arg(long, value_name = "PATH")]
     manifests: Vec<PathBuf>,
@@ -38,29 +38,31 @@ pub(super) struct PolicySourceArgs {
 
 /// A cluster as far as it is known, and by what evidence.
 #[derive(Debug)]
-pub(super) struct KnownCluster {
-    pub(super) world: PlainWorld,
+pub(crate) struct KnownCluster {
+    pub(crate) world: PlainWorld,
     /// The own node; without a name where that is not known.
-    pub(super) node: Option<String>,
-    pub(super) evidence: EvidenceSource,
+    pub(crate) node: Option<String>,
+    pub(crate) evidence: EvidenceSource,
     /// Where policies are enforced, of the pods of the own node; empty where it is not known.
-    pub(super) points: BTreeMap<String, PolicyPointReport>,
+    pub(crate) points: BTreeMap<String, PolicyPointReport>,
     /// Packets that were denied since the agent was started, by the number of a class; nothing where it is not known.
-    pub(super) denied: Option<BTreeMap<String, u64>>,
-    pub(super) standing: Option<StandingWord>,
+    pub(crate) denied: Option<BTreeMap<String, u64>>,
+    pub(crate) standing: Option<StandingWord>,
     /// Why not all is in force.
-    pub(super) problem: String,
+    pub(crate) problem: String,
     /// Whether every pod of the cluster is known.
-    pub(super) knows_all: bool,
+    pub(crate) knows_all: bool,
     /// Whether Services are known, those that there are.
-    pub(super) knows_services: bool,
+    pub(crate) knows_services: bool,
+    /// Tenants, as the agent tells of their objects.
+    pub(crate) tenants: Option<Vec<TenantStateReport>>,
     /// What may be missing.
-    pub(super) remarks: Vec<String>,
+    pub(crate) remarks: Vec<String>,
 }
 
 impl PolicySourceArgs {
     /// The agent of this node, or its snapshot.
-    pub(super) fn of_node(configuration: ConfigurationArgs) -> Self {
+    pub(crate) fn of_node(configuration: ConfigurationArgs) -> Self {
         Self { configuration, ..Self::default() }
     }
 
@@ -68,10 +70,10 @@ impl PolicySourceArgs {
     ///
     /// # Errors
     /// Nothing tells of it.
-    pub(super) fn load(&self) -> Result<KnownCluster> {
+    pub(crate) fn load(&self) -> Result<KnownCluster> {
         if !self.manifests.is_empty() {
             let mut world = PlainWorld::default();
-            self.manifests.iter().try_for_each(|path| add_manifests(&mut world, path))?;
+            add_manifests(&mut world, &self.manifests)?;
             return Ok(KnownCluster::of_manifests(world));
         }
         if let Some(path) = &self.snapshot {
@@ -99,17 +101,17 @@ impl PolicySourceArgs {
     ///
     /// # Errors
     /// The agent does not answer.
-    pub(super) fn ask(&self) -> Result<PolicyStateReport> {
+    pub(crate) fn ask(&self) -> Result<PolicyStateReport> {
         Ok(self.configuration.load()?.agent().policies(PATIENCE)?)
     }
 
     /// Whether files were named.
-    pub(super) fn names_files(&self) -> bool {
+    pub(crate) fn names_files(&self) -> bool {
         !self.manifests.is_empty() || self.snapshot.is_some()
     }
 
     /// The agent's snapshot of this node.
-    pub(super) fn snapshot_path(&self) -> PathBuf {
+    pub(crate) fn snapshot_path(&self) -> PathBuf {
         let dir = self.state_dir.clone();
         dir.unwrap_or_else(|| NodePlaces::of_this_machine(None, None).state_dir).join(POLICIES_NAME)
     }
@@ -138,6 +140,7 @@ impl KnownCluster {
             problem: String::new(),
             knows_all: true,
             knows_services: true,
+            tenants: None,
             remarks: Vec::new(),
         }
     }
@@ -170,6 +173,7 @@ impl KnownCluster {
             denied,
             pods_left_out,
             known,
+            tenants,
         } = report;
         let snapshot = PolicySnapshot::from_bytes(known.as_bytes())
             .context("read what the agent knows of policies; cnictl and agent are of different versions")?;
@@ -198,17 +202,30 @@ impl KnownCluster {
             problem,
             knows_all,
             knows_services,
+            tenants,
             remarks,
             ..found
         })
     }
 }
 
-/// Adds the objects of a file, or of the files of a directory, as far as policies go by them.
+/// Adds the objects of files, and of the files of directories, as far as policies go by them.
 ///
 /// # Errors
 /// One cannot be read.
-pub(super) fn add_manifests(world: &mut PlainWorld, path: &Path) -> Result<()> {
+pub(crate) fn add_manifests(world: &mut PlainWorld, paths: &[PathBuf]) -> Result<()> {
+    let has_sections_only = world.has_sections_only();
+    paths.iter().try_for_each(|path| add_path(world, path))?;
+    if has_sections_only && (world.tenants().next().is_some() || world.grants().next().is_some()) {
+        bail!(
+            "the agent tells what tenants come to, and not their objects, beside which others could be put; give all objects of the cluster with --manifests"
+        );
+    }
+    world.settle_tenants();
+    Ok(())
+}
+
+fn add_path(world: &mut PlainWorld, path: &Path) -> Result<()> {
     if path.is_dir() {
         let entries = std::fs::read_dir(path).with_context(|| format!("list {}", path.display()))?;
         let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();

@@ -11,9 +11,10 @@ use crate::Files;
 const NO_NODE: &str = "/nonexistent/net.d";
 const REFERENCE: &str = "docs/cnictl.md";
 /// Documents with commands whose output a reader can compare.
-const WITH_OUTPUT: [&str; 3] = ["README.md", "docs/concepts.md", "docs/policy.md"];
+const WITH_OUTPUT: [&str; 4] = ["README.md", "docs/concepts.md", "docs/policy.md", "docs/tenants.md"];
 /// Commands of these verbs depend on files of the checkout only.
-const SAME_EVERYWHERE: [&str; 3] = ["$ cnictl explain ", "$ cnictl render ", "$ cnictl policy "];
+const SAME_EVERYWHERE: [&str; 4] =
+    ["$ cnictl explain ", "$ cnictl render ", "$ cnictl policy ", "$ cnictl tenants "];
 
 fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -46,7 +47,8 @@ fn printed(command: &str) -> String {
         .output()
         .unwrap();
     // Whether it is allowed, or odd, is what some are asked.
-    let is_answer = command.starts_with("cnictl policy ") && output.status.code() == Some(1);
+    let asks = ["cnictl policy ", "cnictl tenants "].iter().any(|verb| command.starts_with(verb));
+    let is_answer = asks && output.status.code() == Some(1);
     assert!(output.status.success() || is_answer, "{command}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().replace(NO_NODE, "/etc/cni/net.d")
 }

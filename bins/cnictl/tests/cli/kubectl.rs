@@ -181,3 +181,41 @@ fn usage_of_all_nodes_is_one_table() {
     assert!(cluster.calls().contains("exec a --container install-cni -- cnictl audit usage --output lines"));
     assert_eq!(ask("audit usage --all-nodes somewhere").exit, 2);
 }
+
+#[test]
+fn nodes_on_which_a_tenants_last_change_is_not_in_force_are_named() {
+    let cluster = Cluster::new(&["a", "b", "c"]);
+    let knows = |pod: &str, generations: &[(u64, Option<u64>)]| {
+        let item = |(number, (generation, in_force)): (usize, &(u64, Option<u64>))| {
+            let name = ["blue", "red"][number];
+            let mut item = json!({"name": name, "generation": generation});
+            in_force.iter().for_each(|in_force| item["in_force"] = json!(in_force));
+            item
+        };
+        let items: Vec<Value> = generations.iter().enumerate().map(item).collect();
+        cluster
+            .files
+            .write(&format!("{pod}.json"), &json!({"kind": "TenantList", "items": items}).to_string());
+    };
+    for pod in ["a", "b", "c"] {
+        knows(pod, &[(3, Some(3)), (1, Some(1))]);
+    }
+    assert_eq!(
+        cluster.ask("tenants").ok(),
+        "TENANT   GENERATION   NODES   LAGGING\nblue     3            3       -\nred      1            3       -\n"
+    );
+    assert!(cluster.calls().contains("cnictl tenants list -o json"), "{}", cluster.calls());
+    // One has not heard of the last change, and one has not put it into force.
+    knows("b", &[(3, Some(3)), (2, Some(1))]);
+    knows("c", &[(3, Some(3))]);
+    let run = cluster.ask("tenants -o json").fails(1, &["3 times, the first is tenant red on node node-a"]);
+    let document: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_described(&document);
+    let lags: Vec<bool> =
+        document["items"].as_array().unwrap().iter().map(|item| item["lags"] == true).collect();
+    assert_eq!(lags, [false, false, false, true, true, true]);
+    for pod in ["a", "b", "c"] {
+        knows(pod, &[]);
+    }
+    cluster.ask("tenants").fails(3, &["no node knows of a tenant"]);
+}

@@ -83,6 +83,18 @@ impl Machine {
         agent
     }
 
+    /// Starts one that enforces policies, with its state in `state` and the network namespace that it is in as the node's.
+    pub(crate) fn policy_agent(&self, more: &[&str]) -> Agent {
+        let state = self.path("state");
+        fs::create_dir_all(&state).unwrap();
+        let first_process = self.path("root/proc/1/ns");
+        fs::create_dir_all(&first_process).unwrap();
+        std::os::unix::fs::symlink("/proc/self/ns/net", first_process.join("net")).unwrap();
+        let state = format!("--state-dir={}", state.display());
+        let options = [&["--policy-enforcement=on", &*state], more].concat();
+        self.agent_with(&options, &[("HOST_ROOT", &*self.path("root").display().to_string())])
+    }
+
     pub(crate) fn snapshot(&self, dir: &str) -> Snapshot {
         let of = |path: &Path| {
             let metadata = fs::metadata(path).unwrap();

@@ -24,6 +24,7 @@ mod policy_ask;
 mod render;
 mod schema;
 mod status;
+mod tenants;
 mod trace;
 mod uninstall;
 

@@ -171,16 +171,8 @@ fn the_agent_answers_and_when_it_is_gone_its_snapshot() {
     let shop = SHOP.replace("nodeName: n1, ", "");
     machine.files.write("manifests/shop.yaml", &shop);
     let state = machine.path("state");
-    std::fs::create_dir_all(&state).unwrap();
     let on_node = |line: &str| machine.on_node(&format!("{line} --state-dir {}", state.display()));
-    let options = ["--policy-enforcement=on".to_owned(), format!("--state-dir={}", state.display())];
-    // The agent is in the network namespace that it takes for the node's.
-    let first_process = machine.path("root/proc/1/ns");
-    std::fs::create_dir_all(&first_process).unwrap();
-    std::os::unix::fs::symlink("/proc/self/ns/net", first_process.join("net")).unwrap();
-    let root = machine.path("root").display().to_string();
-    let own_namespace = [("HOST_ROOT", &*root)];
-    let agent = machine.agent_with(&[&options[0], &options[1]], &own_namespace);
+    let agent = machine.policy_agent(&[]);
     let ask = |from: &str| on_node(&format!("policy explain --from shop/{from} --to shop/db --port 5432"));
     let is_in_force = || on_node("policy status").exit == 0;
     testkit::until("policies are in force", PATIENCE, is_in_force, || agent.log().text()).unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use cluster::Cluster;
 use enforcement::{
     DenialBook, EnforcementPoint, KnownPoint, KnownPolicies, NotPrepared, PodToPrepare, Policies,
-    PolicyStanding, PreparedPod,
+    PolicyStanding, PreparedPod, ReachedService, TenantReport,
 };
 use facts::networkpolicy::Isolation;
 use facts::object::REDIRECTION;
@@ -18,9 +18,10 @@ use netns::Netns;
 use policy::compile::log_number_text;
 use policy::index::PolicyClass;
 use policy::snapshot::PolicySnapshot;
+use policy::tenancy::NamespaceClaim;
 use rundir::policy::{
     EnforcedAt, MAX_POLICY_PODS, PolicyPointReport, PolicyStateReport, PrepareAnswer, PrepareRequest,
-    ReleaseRequest, StandingWord,
+    ReleaseRequest, StandingWord, TenantClaimReport, TenantServiceReport, TenantStateReport,
 };
 use tokio::sync::watch;
 
@@ -125,6 +126,9 @@ impl PolicyHandle for PolicyAnswers {
             let at = seconds(SystemTime::now());
             let node = own.node.clone();
             let report = PolicyStateReport { at, node, standing, problem, known_at, ..Default::default() };
+            let tenants = own.policies.tenants().await;
+            let tenants = tenants.map(|all| all.tenants.iter().map(tenant_state).collect());
+            let report = PolicyStateReport { tenants, ..report };
             let Some(known) = own.policies.known(MAX_POLICY_PODS).await else { return report };
             let KnownPolicies { mut snapshot, points, left_out } = known;
             snapshot.node = own.node_addresses().await;
@@ -224,5 +228,28 @@ fn answer(prepared: &PreparedPod) -> PrepareAnswer {
         ingress_class: named(&classes.ingress),
         egress_class: named(&classes.egress),
         node: Vec::new(),
+    }
+}
+
+fn tenant_state(tenant: &TenantReport) -> TenantStateReport {
+    let claim = |NamespaceClaim { namespace, state }: &NamespaceClaim| TenantClaimReport {
+        name: namespace.to_string(),
+        state: state.name().to_owned(),
+        tenant: state.older().unwrap_or_default().to_owned(),
+    };
+    let service = |one: &ReachedService| TenantServiceReport {
+        namespace: one.namespace.to_string(),
+        name: one.name.to_string(),
+        reason: one.reach.reason().unwrap_or_default().to_owned(),
+    };
+    TenantStateReport {
+        name: tenant.name.to_string(),
+        generation: tenant.generation,
+        in_force: tenant.in_force,
+        enforcement: tenant.enforcement.name().to_owned(),
+        namespaces: tenant.claims.iter().map(claim).collect(),
+        services: tenant.services.iter().map(service).collect(),
+        pods: tenant.pods,
+        faults: tenant.faults.texts().collect(),
     }
 }

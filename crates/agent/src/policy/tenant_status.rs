@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use enforcement::{ReachedService, ServiceReach, TenantReport};
+use enforcement::{ReachedService, TenantReport};
 use facts::tenant::FaultReason;
 use policy::tenancy::{ClaimState, NamespaceClaim};
 use serde_json::{Value, json};
@@ -22,10 +22,9 @@ struct Condition {
 
 /// The status of a tenant; `before` is what it is, of which times of changes are kept, and `now` the time.
 pub(super) fn status_of(report: &TenantReport, before: &Value, now: &str) -> Value {
-    let claim = |claim: &NamespaceClaim| match &claim.state {
-        ClaimState::Member => json!({"name": claim.namespace, "state": "Member"}),
-        ClaimState::Missing => json!({"name": claim.namespace, "state": "Missing"}),
-        ClaimState::Refused(owner) => json!({"name": claim.namespace, "state": "Refused", "tenant": owner}),
+    let claim = |NamespaceClaim { namespace, state }: &NamespaceClaim| match state.older() {
+        None => json!({"name": namespace, "state": state.name()}),
+        Some(owner) => json!({"name": namespace, "state": state.name(), "tenant": owner}),
     };
     let members = report.claims.iter().filter(|claim| claim.state == ClaimState::Member).count();
     let conditions = [accepted(report), namespaces(report), services(report), conflicted(report)];
@@ -55,19 +54,10 @@ fn service(service: &ReachedService) -> Value {
     let addresses: Vec<String> = addresses.iter().take(2).map(ToString::to_string).collect();
     let mut said =
         json!({"namespace": namespace, "name": name, "clusterIPs": addresses, "endpoints": endpoints});
-    if let Some(reason) = reason_of(*reach) {
+    if let Some(reason) = reach.reason() {
         said["reason"] = reason.into();
     }
     said
-}
-
-fn reason_of(reach: ServiceReach) -> Option<&'static str> {
-    match reach {
-        ServiceReach::Reached => None,
-        ServiceReach::Missing => Some("ServiceNotFound"),
-        ServiceReach::ExternalName => Some("ExternalName"),
-        ServiceReach::NoConsent => Some("NoConsent"),
-    }
 }
 
 fn accepted(report: &TenantReport) -> Condition {
@@ -108,7 +98,7 @@ fn namespaces(report: &TenantReport) -> Condition {
 
 fn services(report: &TenantReport) -> Condition {
     let unresolved = |service: &ReachedService| {
-        let reason = reason_of(service.reach)?;
+        let reason = service.reach.reason()?;
         Some((reason, format!("{}/{} ({reason})", service.namespace, service.name)))
     };
     let unresolved: Vec<_> = report.services.iter().filter_map(unresolved).collect();
@@ -162,7 +152,8 @@ impl Condition {
 
 #[cfg(test)]
 mod tests {
-    use facts::tenant::TenantFaults;
+    use facts::tenant::{TenantEnforcement, TenantFaults};
+    use policy::tenancy::ServiceReach;
 
     use super::*;
 
@@ -170,6 +161,8 @@ mod tests {
         TenantReport {
             name: "red".into(),
             generation: 3,
+            in_force: Some(3),
+            enforcement: TenantEnforcement::Enforce,
             claims,
             services,
             pods: 7,

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime};
 use cluster::Cluster;
 use enforcement::{EnforcementPoint, PointLook, PolicyListener, PolicyNews, PolicyStanding, TenantStanding};
 use facts::NetworkPolicy;
-use facts::tenant::TenantEnforcement;
 use policy::MixedService;
 use policy::index::LocalName;
 use telemetry::Scope;
@@ -167,10 +166,7 @@ impl PolicyTeller {
         self.metrics.tenants(&counted);
         let mut told = Vec::new();
         for TenantStanding { name, faults, refused, .. } in tenants {
-            let first = faults.first.iter().map(ToString::to_string);
-            let more = faults.count.saturating_sub(faults.first.len());
-            told.extend(first.map(|fault| format!("{name}: {fault}")));
-            told.extend((more > 0).then(|| format!("{name}: {more} more entries are not understood")));
+            told.extend(faults.texts().map(|fault| format!("{name}: {fault}")));
             told.extend(
                 (*refused > 0).then(|| format!("{name}: {refused} of its namespaces are another tenant's")),
             );
@@ -201,11 +197,7 @@ impl PolicyTeller {
 }
 
 fn counted(tenant: &TenantStanding) -> CountedTenant<'_> {
-    let state = match tenant.enforcement {
-        TenantEnforcement::Enforce => "enforce",
-        TenantEnforcement::Audit => "audit",
-        TenantEnforcement::Off => "off",
-    };
+    let state = tenant.enforcement.name();
     let TenantStanding { name, generation, pods, refused, .. } = tenant;
     CountedTenant { name, state, generation: *generation, pods: *pods, refused: *refused }
 }

@@ -1,23 +1,15 @@
 //! What is around tenants: those of the Services, nodes and endpoints that some tenant or grant goes by.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
 
 use facts::networkpolicy::Entries;
 use facts::service::SystemRole;
 use facts::tenant::{GrantTarget, TenantDefault, TenantEntity, TenantPeer, TenantRule};
 use facts::{EndpointSlice, NetworkTenant};
-use policy::tenancy::{ServiceEnds, ServiceKey, TenantSurroundings};
+use policy::tenancy::{API_SERVER, DNS_CACHE, DNS_NAMESPACE, ServiceEnds, ServiceKey, TenantSurroundings};
 
 use super::TenantStores;
 use crate::state::PolicyState;
-
-/// Where the cluster's DNS is, and the Service of the API server.
-const SYSTEM: &str = "kube-system";
-const API_SERVER: (&str, &str) = ("default", "kubernetes");
-
-/// Where the cache of names listens on each node that has one (Kubernetes' NodeLocal DNSCache).
-const DNS_CACHE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 
 impl PolicyState {
     /// Only what sections can go by is looked at, which are few of a cluster's Services.
@@ -39,7 +31,7 @@ impl PolicyState {
             let found = services.in_namespace(namespace).filter(|(_, service)| service.role == Some(role));
             found.map(|(name, _)| (namespace.into(), name.into())).collect()
         };
-        let dns = of_role(SYSTEM, SystemRole::Dns);
+        let dns = of_role(DNS_NAMESPACE, SystemRole::Dns);
         let mesh = self.sources.mesh_namespaces.iter();
         let mesh: Vec<ServiceKey> = mesh.flat_map(|namespace| of_role(namespace, SystemRole::Mesh)).collect();
         needed.extend(dns.iter().chain(&mesh).map(|(namespace, name)| (&**namespace, &**name)));

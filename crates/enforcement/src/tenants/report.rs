@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use facts::networkpolicy::Entries;
-use facts::tenant::{GrantTarget, TenantEnforcement, TenantFaults, TenantPeer, TenantRule, TenantService};
+use facts::tenant::{TenantEnforcement, TenantFaults, TenantService};
 use facts::{NetworkTenant, Selector};
 use policy::World as _;
-use policy::tenancy::{ClaimState, NamespaceClaim};
+use policy::tenancy::{ClaimState, NamespaceClaim, ServiceReach};
 
 use super::TenantStores;
 use crate::state::{FollowStage, PolicyState, world};
@@ -28,6 +27,10 @@ pub struct TenantReport {
     pub name: Box<str>,
     /// `metadata.generation`.
     pub generation: u64,
+    /// The generation that is in force on this node.
+    pub in_force: Option<u64>,
+    /// What becomes of what it denies.
+    pub enforcement: TenantEnforcement,
     /// What became of the namespaces that it claims.
     pub claims: Vec<NamespaceClaim>,
     /// Services of others.
@@ -51,19 +54,6 @@ pub struct ReachedService {
     pub addresses: Vec<IpAddr>,
     /// Addresses behind it that are ready.
     pub endpoints: usize,
-}
-
-/// Whether a Service is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ServiceReach {
-    /// It is there, and its side agrees or is of no tenant.
-    Reached,
-    /// There is no such Service.
-    Missing,
-    /// It is a name of something outside, which is not followed.
-    ExternalName,
-    /// It is in another tenant, of which neither a grant nor a rule agrees.
-    NoConsent,
 }
 
 /// What of a tenant is in force on this node.
@@ -103,6 +93,8 @@ impl PolicyState {
         TenantReport {
             name: tenant.name.clone(),
             generation: tenant.generation,
+            in_force: self.tenants.made.get(&tenant.name).copied(),
+            enforcement: tenant.enforcement,
             claims: self.tenants.membership.claims(&tenant.name),
             services: tenant.services.iter().map(|service| self.reached(stores, tenant, service)).collect(),
             pods,
@@ -121,44 +113,21 @@ impl PolicyState {
         let found = services.get(namespace, name);
         let parts = slices.in_namespace(namespace).filter(|(_, slice)| slice.service == *name);
         let endpoints = parts.flat_map(|(_, slice)| &slice.endpoints).filter(|endpoint| endpoint.ready);
+        let (tenants, grants) = (stores.tenants.read(), stores.grants.read());
+        let owner = self.tenants.membership.owner(namespace).and_then(|owner| tenants.get("", owner));
+        let grants = grants.in_namespace(namespace).map(|(_, grant)| &**grant);
         ReachedService {
             namespace: namespace.clone(),
             name: name.clone(),
-            reach: match found {
-                None => ServiceReach::Missing,
-                Some(service) if service.is_external_name => ServiceReach::ExternalName,
-                Some(_) if !self.agrees(stores, tenant, service) => ServiceReach::NoConsent,
-                Some(_) => ServiceReach::Reached,
-            },
+            reach: ServiceReach::of(
+                (tenant, service),
+                found.map(|found| &**found),
+                owner.map(|owner| &**owner),
+                grants,
+            ),
             addresses: found.map(|service| service.addresses.to_vec()).unwrap_or_default(),
             endpoints: endpoints.map(|endpoint| endpoint.addresses.len()).sum(),
         }
-    }
-
-    /// Whether the side of a Service agrees to something of this tenant: what exactly, its rules and grants say.
-    fn agrees(&self, stores: &TenantStores, tenant: &NetworkTenant, service: &TenantService) -> bool {
-        let owner = self.tenants.membership.owner(&service.namespace);
-        let Some(owner) = owner.filter(|owner| **owner != *tenant.name) else { return true };
-        let grants = stores.grants.read();
-        let is_granted = grants.in_namespace(&service.namespace).any(|(_, grant)| {
-            let is_meant = |target: &GrantTarget| match target {
-                GrantTarget::Service(name) => name.as_ref().is_none_or(|name| *name == service.name),
-                GrantTarget::Pod(_) | GrantTarget::Pods(_) => true,
-            };
-            grant.from.contains(&tenant.name) && grant.to.iter().any(is_meant)
-        });
-        let is_peer = |peer: &TenantPeer| match peer {
-            TenantPeer::Pods { tenant: of, .. } => of.as_ref().is_none_or(|of| *of == tenant.name),
-            TenantPeer::Block(_) => true,
-            TenantPeer::Entity(_) => false,
-        };
-        let allows = |rule: &TenantRule| match &rule.peers {
-            _ if rule.denies => false,
-            Entries::Any => true,
-            Entries::Of(peers) => peers.iter().any(is_peer),
-        };
-        let tenants = stores.tenants.read();
-        is_granted || tenants.get("", owner).is_some_and(|owner| owner.ingress.iter().any(allows))
     }
 
     /// What is in force on this node.

@@ -22,6 +22,7 @@ impl ObjectChangeCase {
             "delete" => kind.delete(world, &self.object),
             other => return Err(CaseError::Change(other.to_owned())),
         };
+        world.settle_tenants();
         done.map_err(|cause| CaseError::object(kind, cause))
     }
 }

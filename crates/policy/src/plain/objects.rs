@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use facts::Peer;
-use facts::object::REDIRECTION;
+use facts::object::{METADATA_NAME, REDIRECTION};
+use facts::{Namespace, Peer, TenantGrant};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
@@ -27,16 +27,22 @@ pub enum PlainKind {
     Service,
     /// The pods that these stand for.
     EndpointSlice,
+    /// Whose pods reach each other.
+    NetworkTenant,
+    /// Which other tenants may come.
+    TenantGrant,
 }
 
 /// The names of the kinds, and of their lists in a cluster.
-const KINDS: [(PlainKind, &str, &str); 6] = [
+const KINDS: [(PlainKind, &str, &str); 8] = [
     (PlainKind::Namespace, "Namespace", "namespaces"),
     (PlainKind::Node, "Node", "nodes"),
     (PlainKind::Pod, "Pod", "pods"),
     (PlainKind::NetworkPolicy, "NetworkPolicy", "networkpolicies"),
     (PlainKind::Service, "Service", "services"),
     (PlainKind::EndpointSlice, "EndpointSlice", "endpointslices"),
+    (PlainKind::NetworkTenant, "NetworkTenant", "networktenants"),
+    (PlainKind::TenantGrant, "TenantGrant", "tenantgrants"),
 ];
 
 /// The annotation of a node with those of its own addresses that are not in its status, such as a bridge's.
@@ -94,7 +100,12 @@ impl PlainKind {
         let Named { metadata, status } = read(object)?;
         let (namespace, name) = (metadata.namespace(), &*metadata.name);
         match self {
-            Self::Namespace => world.put_namespace(name, read(object)?),
+            Self::Namespace => {
+                let Namespace { labels } = read(object)?;
+                // An API server gives it this label.
+                let labels = labels.iter().chain([(METADATA_NAME, name)]).collect();
+                world.put_namespace(name, Namespace { labels });
+            }
             Self::Node => {
                 let more = metadata.annotation(MORE_ADDRESSES).unwrap_or_default();
                 let written = status.addresses.iter().map(|one| one.address.as_str()).chain(more.split(','));
@@ -117,6 +128,10 @@ impl PlainKind {
             Self::NetworkPolicy => world.put_networkpolicy(&read(object)?),
             Self::Service => world.put_service(namespace, name, read(object)?),
             Self::EndpointSlice => world.put_slice(namespace, name, read(object)?),
+            Self::NetworkTenant => world.put_tenant(read(object)?),
+            Self::TenantGrant => {
+                world.put_grant(TenantGrant { namespace: namespace.into(), ..read(object)? });
+            }
         }
         Ok(())
     }
@@ -135,6 +150,8 @@ impl PlainKind {
             Self::NetworkPolicy => world.remove_networkpolicy(namespace, name),
             Self::Service => world.remove_service(namespace, name),
             Self::EndpointSlice => world.remove_slice(namespace, name),
+            Self::NetworkTenant => world.remove_tenant(name),
+            Self::TenantGrant => world.remove_grant(namespace, name),
         }
         Ok(())
     }

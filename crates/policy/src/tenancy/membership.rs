@@ -58,6 +58,27 @@ pub enum ClaimState {
     Missing,
 }
 
+// === impl ClaimState ===
+
+impl ClaimState {
+    /// As a tenant's status has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Member => "Member",
+            Self::Refused(_) => "Refused",
+            Self::Missing => "Missing",
+        }
+    }
+
+    /// The older tenant that has the namespace.
+    pub fn older(&self) -> Option<&str> {
+        match self {
+            Self::Refused(owner) => Some(owner),
+            Self::Member | Self::Missing => None,
+        }
+    }
+}
+
 // === impl TenantMembership ===
 
 impl TenantMembership {

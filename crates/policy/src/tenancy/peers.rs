@@ -9,7 +9,7 @@ use facts::tenant::{TenantEntity, TenantPeer};
 use ipnet::IpNet;
 
 use super::TENANT_LABEL;
-use super::surroundings::TenantSurroundings;
+use super::surroundings::{API_SERVER, TenantSurroundings};
 use crate::terms::{NamespaceTerm, PeerTerm, PodTerm};
 
 /// The label with a namespace's name that the API server gives each (Kubernetes `corev1.LabelMetadataName`).
@@ -77,7 +77,7 @@ pub(super) fn outside(around: &TenantSurroundings) -> PeerTerm {
 
 /// The Service by which the API server is reached.
 pub(super) fn api_server(around: &TenantSurroundings) -> Option<&super::ServiceEnds> {
-    around.service("default", "kubernetes")
+    around.service(API_SERVER.0, API_SERVER.1)
 }
 
 fn in_namespaces(requirements: impl IntoIterator<Item = Requirement>, pods: Selector) -> PodTerm {

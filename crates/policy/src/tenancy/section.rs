@@ -50,11 +50,16 @@ pub fn tenant_section<W: World>(
         DirectionTerms { applies: true, is_tried_out, rules: rules.found.into() }
     };
     Some(PolicyTerms {
-        name: PolicyName { section: Section::Tenant, namespace: "".into(), name: name.clone() },
+        name: tenant_name(name),
         subjects: peers::of_tenants([&**name].into_iter()),
         ingress: direction(TrafficDirection::Ingress),
         egress: direction(TrafficDirection::Egress),
     })
+}
+
+/// How a tenant is called as a policy.
+pub fn tenant_name(tenant: &str) -> PolicyName {
+    PolicyName { section: Section::Tenant, namespace: "".into(), name: tenant.into() }
 }
 
 // === impl Rules ===

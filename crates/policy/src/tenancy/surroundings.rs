@@ -1,7 +1,7 @@
 //! What tenants need to know of Services and nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use facts::networkpolicy::{Entries, PolicyProtocol, Port};
 use facts::service::ServicePort;
@@ -11,6 +11,15 @@ use ruleset::Family;
 
 use crate::PlainWorld;
 use crate::services::endpoints;
+
+/// Where the cluster's DNS is.
+pub const DNS_NAMESPACE: &str = "kube-system";
+
+/// Namespace and name of the Service of the API server.
+pub const API_SERVER: (&str, &str) = ("default", "kubernetes");
+
+/// Where the cache of names listens on each node that has one (Kubernetes' NodeLocal DNSCache).
+pub const DNS_CACHE: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 
 /// Namespace and name of a Service.
 pub type ServiceKey = (Box<str>, Box<str>);

@@ -2,14 +2,22 @@
 
 use std::fmt;
 
+use facts::Selector;
+use facts::labels::{Operator, Requirement};
 use facts::networkpolicy::{Block, Entries, Port};
 
 use super::{NamespaceTerm, PeerTerm, PodTerm, RuleTerms};
+use crate::tenancy::TENANT_LABEL;
 
 impl RuleTerms {
     /// Whom it means, in words.
     pub fn peers_text(&self) -> String {
         entries(&self.peers, "any peer", ToString::to_string)
+    }
+
+    /// Which of the policy's own pods it is about, in words; nothing where it is about all.
+    pub fn own_text(&self) -> Option<String> {
+        matches!(self.own, Entries::Of(_)).then(|| entries(&self.own, "", ToString::to_string))
     }
 
     /// On which ports, in words.
@@ -56,12 +64,26 @@ impl fmt::Display for PodTerm {
         }
         match &self.namespaces {
             NamespaceTerm::Named(name) => write!(f, " of namespace {name}"),
+            NamespaceTerm::Any => f.write_str(" of all namespaces"),
             NamespaceTerm::Labelled(selector) if selector.is_everything() => {
                 f.write_str(" of all namespaces")
             }
-            NamespaceTerm::Labelled(selector) => write!(f, " of namespaces {selector}"),
+            NamespaceTerm::Labelled(selector) => of_tenants(selector, f),
         }
     }
+}
+
+/// Which tenant a namespace has is a label that people do not know.
+fn of_tenants(selector: &Selector, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let is_tenant = |one: &&Requirement| *one.key == *TENANT_LABEL;
+    match selector.requirements().iter().find(is_tenant).map(|one| &one.operator) {
+        Some(Operator::In(tenants)) => write!(f, " of tenant {}", tenants.join(" or "))?,
+        Some(_) => f.write_str(" without a tenant")?,
+        None => return write!(f, " of namespaces {selector}"),
+    }
+    let others = selector.requirements().iter().filter(|one| !is_tenant(one)).cloned();
+    let others = Selector::new(others);
+    if others.is_everything() { Ok(()) } else { write!(f, " in namespaces {others}") }
 }
 
 /// `TCP 80`, `TCP 8000-8080`, `TCP http`, or `TCP` for all of its ports.

@@ -109,6 +109,59 @@ pub struct PolicyStateReport {
     pub pods_left_out: usize,
     /// Policies, namespaces, addresses of the own node and pods, as in a snapshot of policies.
     pub known: String,
+    /// Tenants; absent where they are not enforced, or not listed yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenants: Option<Vec<TenantStateReport>>,
+}
+
+/// A tenant, and what its objects come to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TenantStateReport {
+    /// Its name.
+    pub name: String,
+    /// `metadata.generation`; 0 in a manifest.
+    pub generation: u64,
+    /// The generation that is in force on the node; absent where none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<u64>,
+    /// `enforce`, `audit` or `off`.
+    pub enforcement: String,
+    /// The namespaces that it claims.
+    pub namespaces: Vec<TenantClaimReport>,
+    /// Services of others that its pods are allowed.
+    pub services: Vec<TenantServiceReport>,
+    /// Its pods in the cluster.
+    pub pods: usize,
+    /// What of it is not understood.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<String>,
+}
+
+/// A namespace that a tenant claims.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TenantClaimReport {
+    /// The namespace.
+    pub name: String,
+    /// `Member`, `Missing` or `Refused`, as in the tenant's status.
+    pub state: String,
+    /// The older tenant that has it, where it is refused.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
+}
+
+/// A Service of others that a tenant's pods are allowed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TenantServiceReport {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// A word for why it is not reached, as in the tenant's status; empty where it is.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 /// How enforcing stands.
