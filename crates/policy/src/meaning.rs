@@ -63,6 +63,7 @@ impl Meaning {
                 self.number(2);
                 self.selector(selector);
             }
+            NamespaceTerm::Any => self.number(3),
         }
         self.selector(labels);
     }

@@ -118,6 +118,8 @@ pub enum NamespaceTerm {
     Named(Box<str>),
     /// Those with these labels. One whose object is not known is none of them.
     Labelled(Selector),
+    /// All, whether or not their objects are known.
+    Any,
 }
 
 /// Which end of a connection a policy's pod is.
@@ -175,9 +177,9 @@ impl PolicyName {
 }
 
 impl PodTerm {
-    /// All pods of namespaces that are known.
+    /// All pods.
     pub fn everything() -> Self {
-        Self { namespaces: NamespaceTerm::Labelled(Selector::default()), labels: Selector::default() }
+        Self { namespaces: NamespaceTerm::Any, labels: Selector::default() }
     }
 
     /// Whether a pod is meant. `label` and `namespace_label` give the value of a label, if it is there; the latter is absent where the object of
@@ -191,6 +193,7 @@ impl PodTerm {
         let namespace_is_meant = match &self.namespaces {
             NamespaceTerm::Named(name) => **name == *namespace,
             NamespaceTerm::Labelled(selector) => namespace_label.is_some_and(|label| selector.selects(label)),
+            NamespaceTerm::Any => true,
         };
         namespace_is_meant && self.labels.selects(label)
     }

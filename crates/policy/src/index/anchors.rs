@@ -47,6 +47,7 @@ impl Anchors {
                     self.named.remove(name);
                 }
             }
+            NamespaceTerm::Any => self.anywhere.set(labels, number, is_there),
             NamespaceTerm::Labelled(selector) => {
                 self.labelled = if is_there { self.labelled + 1 } else { self.labelled.saturating_sub(1) };
                 match (needed(labels), needed(selector)) {

@@ -375,7 +375,7 @@ fn is_owner<W: World>(world: &W, pod: &W::Pod<'_>, address: IpAddr) -> bool {
 /// The namespaces in which a term can mean pods.
 fn meant_namespaces<'a, W: World>(world: &'a W, term: Option<&'a PodTerm>) -> Vec<&'a str> {
     match term.map(|term| &term.namespaces) {
-        None => world.namespaces().collect(),
+        None | Some(NamespaceTerm::Any) => world.namespaces().collect(),
         Some(NamespaceTerm::Named(name)) => vec![name],
         Some(NamespaceTerm::Labelled(selector)) => world.namespaces_with(selector),
     }

@@ -20,6 +20,7 @@ pub(super) fn write_pods(term: &PodTerm, out: &mut SnapshotWriter) {
             out.word("labelled");
             write_selector(selector, out);
         }
+        NamespaceTerm::Any => out.word(ANY),
     }
     write_selector(&term.labels, out);
 }
@@ -28,6 +29,7 @@ pub(super) fn read_pods(words: &mut SnapshotWords<'_>) -> Option<PodTerm> {
     let namespaces = match words.raw()? {
         "named" => NamespaceTerm::Named(words.text()?),
         "labelled" => NamespaceTerm::Labelled(read_selector(words)?),
+        ANY => NamespaceTerm::Any,
         _ => return None,
     };
     Some(PodTerm { namespaces, labels: read_selector(words)? })

@@ -60,7 +60,7 @@ impl Objects {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever is created, changed and deleted in whichever order: after each step a namespace that is claimed is in one tenant, the oldest of those that
     /// claim it, all others are told who has it, and the events say each change of owner and no other.

@@ -108,7 +108,7 @@ fn section(
     if peer.is_none() && tenant.allowed.iter().any(|net| is_in(net, address)) {
         return allowed("range");
     }
-    if peer.is_some() && peers_tenant.is_none() {
+    if peer.is_some_and(|pod| is_known(pod.1)) && peers_tenant.is_none() {
         return match tenant.unassigned {
             "Allow" => allowed("unassigned"),
             "AllowEgress" if egress => allowed("unassigned"),
@@ -170,7 +170,8 @@ fn is_peer(sample: &TenancySample, peer: &TenancyPeer, address: IpAddr) -> bool 
     let pod = pod_at(sample, address);
     match peer {
         TenancyPeer::Pods { tenant, namespaces, app } => pod.is_some_and(|pod| {
-            tenant.is_none_or(|tenant| owner(sample, pod.1) == Some(tenant))
+            is_known(pod.1)
+                && tenant.is_none_or(|tenant| owner(sample, pod.1) == Some(tenant))
                 && (namespaces.is_empty() || namespaces.contains(&pod.1))
                 && app.is_none_or(|app| pod.3 == app)
         }),
@@ -180,7 +181,7 @@ fn is_peer(sample: &TenancySample, peer: &TenancyPeer, address: IpAddr) -> bool 
         TenancyPeer::Entity("Node") => NODE.contains(&&*address.to_string()),
         TenancyPeer::Entity("APIServer") => [SERVICES[2].2, OTHER_NODE].contains(&&*address.to_string()),
         TenancyPeer::Entity("World") => is_outside(address),
-        TenancyPeer::Entity(_) => pod.is_some_and(|pod| owner(sample, pod.1).is_none()),
+        TenancyPeer::Entity(_) => pod.is_some_and(|pod| is_known(pod.1) && owner(sample, pod.1).is_none()),
     }
 }
 
@@ -205,6 +206,11 @@ fn pod_at(sample: &TenancySample, address: IpAddr) -> Option<Pod<'_>> {
     let text = address.to_string();
     let number = PODS.iter().position(|(_, _, addresses)| addresses.contains(&&*text))?;
     Some((number, PODS[number].0, PODS[number].1, sample.apps[number]))
+}
+
+/// A pod of a namespace that is not known is in no tenant, not without one, and not outside.
+fn is_known(namespace: &str) -> bool {
+    NAMESPACES.contains(&namespace)
 }
 
 /// All tenants of a sample are of one age, so that the first by name has what several claim.

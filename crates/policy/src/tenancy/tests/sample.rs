@@ -15,7 +15,7 @@ use super::super::{TenantMembership, TenantSurroundings, tenant_section};
 use crate::{FlowRoute, PlainPod, PlainWorld, PolicyFlow, PolicyTerms, Traffic};
 
 /// Namespace, name, addresses.
-pub(crate) const PODS: [(&str, &str, [&str; 2]); 7] = [
+pub(crate) const PODS: [(&str, &str, [&str; 2]); 8] = [
     ("a", "p0", ["10.0.0.1", "fd00::1"]),
     ("a", "p1", ["10.0.0.2", "fd00::2"]),
     ("b", "p0", ["10.0.1.1", "fd00:1::1"]),
@@ -23,6 +23,8 @@ pub(crate) const PODS: [(&str, &str, [&str; 2]); 7] = [
     ("c", "p1", ["10.0.2.2", "fd00:2::2"]),
     ("d", "p0", ["10.0.3.1", "fd00:3::1"]),
     ("kube-system", "dns", ["10.0.9.1", "fd00:9::1"]),
+    // Nothing tells of its namespace.
+    ("nobody", "p0", ["10.0.8.1", "fd00:8::1"]),
 ];
 pub(crate) const NAMESPACES: [&str; 5] = ["a", "b", "c", "d", "kube-system"];
 /// All pods run on it.
