@@ -1,5 +1,7 @@
 //! What is asked about tenants: by manifests, by the agent, and by its snapshot when that is gone.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::machine::{CALICO, Machine, PATIENCE};
@@ -109,6 +111,29 @@ fn what_is_wrong_in_files_is_found_before_they_are_applied() {
     files.write("open.yaml", "{apiVersion: tenancy.istio-cni.io/v1alpha1, kind: NetworkTenant, metadata: {name: red}, spec: {namespaces: [red-web, red-db], defaults: {unassigned: Allow}}}");
     let diff = files.run("policy diff --manifests @tenants.yaml -f @open.yaml").fails(1, &[]);
     assert!(diff.stdout.contains("allowed: free/job -> red-db/db TCP\n"), "{diff:?}");
+}
+
+/// What an API server would take, or refuse, files take and refuse, too.
+#[test]
+fn samples_in_files_are_judged_as_by_the_definitions() {
+    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/facts/samples/tenants");
+    let mut counts = [0; 2];
+    for (number, folder) in ["valid", "invalid"].into_iter().enumerate() {
+        let mut found = std::fs::read_dir(samples.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        let files = Files::new();
+        for path in &mut found {
+            let line = format!("tenants lint -o json --manifests {}", path.display());
+            let run = files.run(&line);
+            let said: Value =
+                serde_json::from_str(&run.stdout).unwrap_or_else(|_| panic!("{path:?}: {run:?}"));
+            let items = said["items"].as_array().unwrap();
+            let is_refused = items.iter().any(|item| item["finding"] == "NotUnderstood");
+            assert_eq!(is_refused, folder == "invalid", "{}: {said:#}", path.display());
+            counts[number] += 1;
+        }
+    }
+    assert!(counts[0] >= 20 && counts[1] >= 40, "{counts:?}");
+    println!("{} valid and {} invalid samples by files", counts[0], counts[1]);
 }
 
 /// A node with the pods and tenants of the example.
