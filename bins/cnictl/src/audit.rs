@@ -11,6 +11,7 @@ use anyhow::Result;
 use clap::Subcommand;
 
 use crate::output::VerbAnswer;
+pub(crate) use files::since;
 
 /// Show what was denied on this node
 #[derive(Debug, clap::Args)]

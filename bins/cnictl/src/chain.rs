@@ -11,3 +11,4 @@ mod run;
 
 pub(crate) use args::{AddArgs, CheckArgs, DelArgs, GcArgs, RunArgs, VersionArgs, seconds};
 pub(crate) use conflist::Conflist;
+pub(crate) use exec::execute;

@@ -5,7 +5,8 @@ use clap::{Parser, Subcommand};
 
 use crate::output::VerbAnswer;
 use crate::{
-    audit, chain, conflicts, doctor, explain, log, node, page, pods, policy, render, shell, tenants, trace,
+    audit, bug_report, chain, conflicts, doctor, explain, log, node, page, pods, policy, render, shell,
+    tenants, trace,
 };
 
 /// What every help text ends with.
@@ -73,6 +74,7 @@ enum Verb {
     Status(node::StatusArgs),
     Doctor(doctor::DoctorArgs),
     Log(log::LogArgs),
+    BugReport(bug_report::BugReportArgs),
     Page(page::PageArgs),
     Gc(chain::GcArgs),
     Uninstall(node::UninstallArgs),
@@ -105,6 +107,7 @@ impl Cli {
             Verb::Status(args) => args.run(),
             Verb::Doctor(args) => args.run(),
             Verb::Log(args) => args.run(),
+            Verb::BugReport(args) => args.run(),
             Verb::Page(args) => args.run(),
             Verb::Gc(args) => args.run(),
             Verb::Uninstall(args) => args.run(),

@@ -1,6 +1,7 @@
 //! `cnictl`: runs, renders and explains what the plugin does to a pod, and tells how it is installed.
 
 mod audit;
+mod bug_report;
 mod chain;
 mod cli;
 mod configuration;

@@ -24,6 +24,7 @@ mod view;
 pub(crate) use conflicting::ConflictsView;
 pub(crate) use diff::DiffArgs;
 pub(crate) use list::PodsArgs;
+pub(crate) use listed::{attached, chain_text};
 pub(crate) use listing::{
     API_VERSION, Around, Column, ListArgs, ListFormat, NOTHING, OUT_OF_TIME, PARTLY_UNKNOWN, ResourceList,
     ago,
@@ -33,5 +34,5 @@ pub(crate) use locate::LocatedNetns;
 pub(crate) use own::{LookedPod, now};
 pub(crate) use restore::RestoreArgs;
 pub(crate) use select::SelectArgs;
-pub(crate) use verify::VerifyArgs;
+pub(crate) use verify::{VerifyArgs, is_fine};
 pub(crate) use view::{EvidenceSource, Viewer, refuse_if_denied};

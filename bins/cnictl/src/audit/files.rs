@@ -96,7 +96,8 @@ fn block(text: &str) -> Result<IpNet, String> {
         .map_err(|_| "not an address or a block".to_owned())
 }
 
-fn since(text: &str) -> Result<Duration, String> {
+/// A time as people write it, such as `90s` or `7d`.
+pub(crate) fn since(text: &str) -> Result<Duration, String> {
     let days = text.strip_suffix('d').and_then(|days| days.parse::<u64>().ok());
     let bad = |error: &dyn fmt::Display| error.to_string();
     match days {

@@ -1,8 +1,7 @@
-//! One run of one plugin, with its time and memory.
+//! One run of one program, such as a plugin, with its time and memory.
 
 use std::io::{self, Read, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
@@ -15,30 +14,24 @@ const KEPT: usize = 8 << 20;
 
 /// A finished run.
 #[derive(Debug)]
-pub(super) struct Execution {
-    pub(super) status: ExitStatus,
-    pub(super) stdout: Vec<u8>,
-    pub(super) stderr: Vec<u8>,
+pub(crate) struct Execution {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
     /// From before the process was made until it had ended.
-    pub(super) duration: Duration,
+    pub(crate) duration: Duration,
     /// Largest resident set of the plugin, or of a program that it ran, in KiB (`ru_maxrss` of getrusage(2)).
-    pub(super) peak_rss_kib: u64,
+    pub(crate) peak_rss_kib: u64,
     /// It was killed because it took too long.
-    pub(super) timed_out: bool,
+    pub(crate) timed_out: bool,
 }
 
-/// Runs a program with `input` on its standard input and `env` added to our environment, for at most `timeout`.
+/// Runs a program with `input` on its standard input, for at most `timeout`.
 ///
 /// # Errors
 /// It cannot be started.
-pub(super) fn execute(
-    program: &Path,
-    env: &[(&str, &str)],
-    input: &[u8],
-    timeout: Duration,
-) -> io::Result<Execution> {
-    let mut command = Command::new(program);
-    command.envs(env.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+pub(crate) fn execute(mut command: Command, input: &[u8], timeout: Duration) -> io::Result<Execution> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A group of its own, so that what it started can be ended with it.
     command.process_group(0);
     measure_alone(&mut command);
@@ -126,7 +119,9 @@ mod tests {
         let path = dir.path().join("plugin");
         std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        execute(&path, &[("WORD", "word")], b"input", timeout).unwrap()
+        let mut command = Command::new(&path);
+        command.env("WORD", "word");
+        execute(command, b"input", timeout).unwrap()
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The verbs over a chain, in the order and with the input that the CNI spec prescribes.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -233,7 +234,9 @@ impl PluginChain {
             log: String::new(),
         };
         let input = Value::Object(conf.clone()).to_string();
-        match execute(program, &env, input.as_bytes(), self.timeout) {
+        let mut command = Command::new(program);
+        command.envs(env);
+        match execute(command, input.as_bytes(), self.timeout) {
             Err(error) => {
                 run.fail(&format!("run {}: {error}", program.display()));
                 (run, None)

@@ -59,12 +59,12 @@ pub(super) fn means_the_same(one: &ListedRule, other: &ListedRule) -> bool {
 }
 
 /// Where packets meet a chain, such as `nat output, priority -100`; empty for one that others lead to.
-pub(super) fn attached(chain: &ListedChain) -> String {
+pub(crate) fn attached(chain: &ListedChain) -> String {
     let Some(base) = &chain.base else { return String::new() };
     format!("{} {}, priority {}", base.kind.name(), base.hook.name(), base.priority)
 }
 
 /// A chain's name, and where packets meet it, for people.
-pub(super) fn chain_text(name: &str, attached: &str) -> String {
+pub(crate) fn chain_text(name: &str, attached: &str) -> String {
     if attached.is_empty() { name.to_owned() } else { format!("{name} ({attached})") }
 }

@@ -177,7 +177,8 @@ impl Verdict {
     }
 }
 
-fn is_fine(pod: &PodReport) -> bool {
+/// Whether a pod that should be captured is.
+pub(crate) fn is_fine(pod: &PodReport) -> bool {
     matches!(&*pod.state, "verified" | "draining")
 }
 

@@ -4,6 +4,7 @@
 
 mod agent_pods;
 mod ambient;
+mod bug_report;
 mod chain;
 mod conflicts;
 mod doctor;
