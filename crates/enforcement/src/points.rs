@@ -29,6 +29,9 @@ pub(super) struct Points {
     log: Scope,
 }
 
+/// Whether it is known which tenant has a pod's namespace.
+type KnowsTenant<'a> = &'a dyn Fn(&LocalName) -> bool;
+
 impl Points {
     pub(super) fn new(
         choice: PointChoice,
@@ -109,16 +112,18 @@ impl Points {
         &mut self,
         index: &PolicyIndex,
         addresses: &BTreeSet<IpAddr>,
+        knows: KnowsTenant<'_>,
     ) -> Result<(), PointError> {
         self.find_untested(index);
         let at_node = self.at_node();
         self.node.resume(index, &|_| at_node, addresses)?;
         let (choice, sights) = (self.choice, &self.sights);
-        self.pod.resume(index, &|pod| charge(choice, sights.get(pod), pod, index), addresses).map(drop)
+        let charges = |pod: &LocalName| known_charge(knows, choice, sights.get(pod), pod, index);
+        self.pod.resume(index, &charges, addresses).map(drop)
     }
 
     /// See [`PolicyPoint::adopt`].
-    pub(super) fn adopt(&mut self, index: &PolicyIndex) -> Result<(), PointError> {
+    pub(super) fn adopt(&mut self, index: &PolicyIndex, knows: KnowsTenant<'_>) -> Result<(), PointError> {
         self.find_untested(index);
         let at_node = self.at_node();
         self.node.adopt(index, &|_| at_node)?;
@@ -128,7 +133,7 @@ impl Points {
             self.entry.clear()?;
         }
         let (choice, sights) = (self.choice, &self.sights);
-        self.pod.adopt(index, &|pod| charge(choice, sights.get(pod), pod, index))
+        self.pod.adopt(index, &|pod| known_charge(knows, choice, sights.get(pod), pod, index))
     }
 
     /// Whether it is known where the policies of a pod are enforced.
@@ -212,6 +217,7 @@ impl Points {
         effects: &[PolicyEffect],
         index: &PolicyIndex,
         kept: Option<&BTreeSet<IpAddr>>,
+        knows: KnowsTenant<'_>,
     ) -> bool {
         let mut is_done = true;
         for effect in effects {
@@ -236,7 +242,8 @@ impl Points {
             (_, Some(addresses)) => self.node.resume(index, &|_| of_nodes_pods, addresses).map(drop),
         };
         // What is inside tunnels is judged in pods that are the node's else.
-        let of_pod = self.pod.apply(effects, index, &|pod| charge(choice, sights.get(pod), pod, index));
+        let charges = |pod: &LocalName| known_charge(knows, choice, sights.get(pod), pod, index);
+        let of_pod = self.pod.apply(effects, index, &charges);
         for error in [of_node, of_pod].into_iter().filter_map(Result::err) {
             self.log.warn(NOT_DONE, &[("error", &fault::chain(&error))]);
             is_done = false;
@@ -278,6 +285,17 @@ fn charge(
         (PointChoice::Auto, None) if is_isolated(pod, index) => PointCharge::Unsettled,
         _ => PointCharge::Others,
     }
+}
+
+/// The same, where any tenant may have the pod's namespace: what is there stays until that is known.
+fn known_charge(
+    knows: KnowsTenant<'_>,
+    choice: PointChoice,
+    sight: Option<&NodeSight>,
+    pod: &LocalName,
+    index: &PolicyIndex,
+) -> PointCharge {
+    if knows(pod) { charge(choice, sight, pod, index) } else { PointCharge::Unsettled }
 }
 
 fn is_isolated(pod: &LocalName, index: &PolicyIndex) -> bool {

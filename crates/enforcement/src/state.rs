@@ -35,6 +35,7 @@ pub use looks::PodNetwork;
 pub use known::{KnownPoint, KnownPolicies};
 pub use prepared::{NotPrepared, PodToPrepare, PreparedPod};
 pub(super) use remembered::Remembered;
+use remembered::knowing;
 pub use remembered::{KeptPolicies, PolicyMemory};
 
 /// What the watches fill.
@@ -74,6 +75,8 @@ pub(super) struct PolicyState {
     pub(super) stage: FollowStage,
     /// Whether a point has to adopt the index.
     behind: bool,
+    /// Whether it was not known of some pods which tenant has their namespaces when a point did so last.
+    has_unknown: bool,
     /// What rules log is known by.
     logged: LoggedClasses,
     /// Policies with entries that do not count: their generations, and how many entries.
@@ -122,6 +125,7 @@ impl PolicyState {
             remembered: None,
             stage: FollowStage::Lists,
             behind: true,
+            has_unknown: false,
             logged: LoggedClasses::default(),
             refused: BTreeMap::new(),
             unknown: BTreeSet::new(),
@@ -170,17 +174,21 @@ impl PolicyState {
         let touched = self.local.prepare(pod, labels.clone(), addresses, &self.sources.peers.read());
         let key = key_of(pod);
         self.remember();
-        self.may_judge(&key)?;
+        let may_judge = self.may_judge(&key);
         match self.stage {
             FollowStage::Lists => return Err(NotPrepared::NotListed),
             FollowStage::Remembers => self.start_remembered(pod, labels.clone(), addresses),
             FollowStage::Idle => {}
             FollowStage::Follows => {
-                self.tunnels.start(&key);
+                if may_judge.is_ok() {
+                    self.tunnels.start(&key);
+                }
                 self.pod(&key, &touched);
             }
         }
         self.catch_up()?;
+        // Its neighbours know its addresses by now, and not whose an earlier pod's were, whatever becomes of it.
+        may_judge?;
         let name = name_of(&key);
         self.look_at_starting(&name, addresses, network.as_ref())?;
         let classes = self.index.classes_of(&name).cloned().unwrap_or_default();
@@ -303,6 +311,8 @@ impl PolicyState {
         for key in policies {
             self.policy(&key);
         }
+        // What is in the namespaces of their pods was left as it was.
+        self.behind |= self.has_unknown && !namespaces.is_empty();
         self.follow_tenants(of_tenants, namespaces);
         if let Some(since) = since.filter(|_| !self.behind) {
             self.points.tell(PolicyNews::InKernel(since.elapsed()));
@@ -353,7 +363,8 @@ impl PolicyState {
         }
         // Who is behind adopts everything, and that with it.
         if !effects.is_empty() && !self.behind {
-            self.behind = !self.points.apply(effects, &self.index, None);
+            let knows = knowing(self.has_tenants(), None, &self.namespaces);
+            self.behind = !self.points.apply(effects, &self.index, None, &knows);
             self.tell_narrowed(effects);
         }
     }
@@ -374,9 +385,12 @@ impl PolicyState {
 
     fn catch_up(&mut self) -> Result<(), PointError> {
         if self.behind {
-            match &self.remembered {
-                Some(remembered) => self.points.resume(&self.index, remembered.addresses())?,
-                None => self.points.adopt(&self.index)?,
+            let remembered = self.remembered.as_deref();
+            let knows = knowing(self.has_tenants(), remembered, &self.namespaces);
+            self.has_unknown = self.index.pods().any(|(pod, ..)| !knows(pod));
+            match remembered {
+                Some(remembered) => self.points.resume(&self.index, remembered.addresses(), &knows)?,
+                None => self.points.adopt(&self.index, &knows)?,
             }
             self.behind = false;
             self.count();

@@ -173,7 +173,7 @@ impl DenialReader {
             if let Some(audit) = audit {
                 audit.begin(place, &counted);
             }
-            counted.into_iter().for_each(|(mark, counted)| book.begin(place, mark, counted));
+            book.begin(place, counted);
             Ok((place, source))
         };
         tokio::task::spawn_blocking(open).await?

@@ -40,6 +40,8 @@ struct State {
     deaf: Option<String>,
     /// By namespace and class.
     tallies: BTreeMap<(u64, LogMark), ClassTally>,
+    /// Namespaces in which it has begun.
+    begun: BTreeSet<u64>,
     /// What rules of an earlier agent had counted when this one began.
     before: BTreeMap<(u64, LogMark), u64>,
 }
@@ -83,10 +85,13 @@ impl DenialBook {
         Self { node: node.to_owned(), run, state: Mutex::default() }
     }
 
-    /// What a rule that is there already has counted: who was there before has told of it. Where hearing begins again within the life of an agent, what
-    /// was counted meanwhile is told with the next record.
-    pub fn begin(&self, place: u64, mark: LogMark, counted: u64) {
-        self.state().before.entry((place, mark)).or_insert(counted);
+    /// What rules of a namespace that are there already have counted: who was there before has told of it. Where hearing begins again within the life of
+    /// an agent, what was counted meanwhile is told with the next record, also by rules that are there only since.
+    pub fn begin(&self, place: u64, counted: impl IntoIterator<Item = (LogMark, u64)>) {
+        let mut state = self.state();
+        if state.begun.insert(place) {
+            state.before.extend(counted.into_iter().map(|(mark, counted)| ((place, mark), counted)));
+        }
     }
 
     /// So many packets found no room on their way to a reader.
@@ -192,6 +197,7 @@ impl DenialBook {
         let mut state = self.state();
         state.tallies.retain(|(of, _), _| *of != place);
         state.before.retain(|(of, _), _| *of != place);
+        state.begun.remove(&place);
     }
 
     /// Packets that each class has denied since this began, in all namespaces.

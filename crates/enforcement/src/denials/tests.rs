@@ -81,7 +81,7 @@ fn records_and_suppressed_packets_are_all_that_a_rule_counted() {
     let (book, start) = (DenialBook::new("n1", "run".to_owned()), Instant::now());
     let at = |milliseconds| start + Duration::from_millis(milliseconds);
     // What an earlier agent has told.
-    book.begin(0, DENIES, 1000);
+    book.begin(0, [(DENIES, 1000)]);
     let (mut told, mut counted) = (Vec::new(), 0);
     let mut take = |ports: &[u16], by_now, now| {
         let mut batch = batch(ports, by_now);
@@ -127,7 +127,7 @@ fn records_and_suppressed_packets_are_all_that_a_rule_counted() {
 fn what_is_tried_out_is_counted_apart_also_by_counters_that_are_read_seldom() {
     let (book, start) = (DenialBook::new("n1", "run".to_owned()), Instant::now());
     let at = |milliseconds| start + Duration::from_millis(milliseconds);
-    book.begin(0, WOULD_DENY, 500);
+    book.begin(0, [(WOULD_DENY, 500)]);
     let (mut told, mut counted) = ((0, 0), 0);
     let mut take = |mut batch: DenialBatch, now| {
         batch.hear(now, true);
@@ -252,5 +252,28 @@ fn whatever_is_received_before_or_after_the_counter_has_it_the_sum_is_the_counte
         let told: u64 = book.report(0).records.iter().map(|record| record.packets + record.suppressed).sum();
         assert_eq!((told, metric, logged), (counter, counter, 0), "{case:?}");
         assert_eq!(book.denied()[&DENIES.class], counter, "{case:?}");
+    }
+}
+
+/// Hearing begins again within the life of an agent: what rules have counted that are there only since is told whole, and of others what is new.
+#[test]
+fn rules_that_came_while_nothing_was_heard_are_counted_from_their_first_packet() {
+    let other = LogMark { class: 8, ..DENIES };
+    for (marks, counted, wanted) in [
+        // Of an earlier agent, and heard of for the first time afterwards.
+        (vec![(DENIES, 1010)], 1012, 12),
+        // There only since: none of it was told.
+        (vec![(DENIES, 1000), (other, 7)], 9, 9),
+    ] {
+        let (book, start) = (DenialBook::new("n1", "run".to_owned()), Instant::now());
+        book.begin(0, [(DENIES, 1000)]);
+        let mark = marks.last().map(|(mark, _)| *mark).unwrap();
+        book.begin(0, marks);
+        let mut batch = DenialBatch::new(EnforcementPoint::Node, 0, [].into());
+        batch.add(DeniedPacket { mark: Some(mark), ..packet(80) }, SystemTime::now());
+        batch.count(mark, counted);
+        batch.hear(start, true);
+        let (_, more) = book.take(&batch, records(&batch), start);
+        assert_eq!(more.iter().map(|more| more.packets).sum::<u64>(), wanted, "{mark:?}");
     }
 }

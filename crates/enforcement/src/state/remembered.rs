@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use cluster::news::{ObjectKey, Uid};
 use facts::peer::Phase;
 use facts::{LabelSet, Peer, PodRef};
-use policy::index::{LocalFacts, PeerMember, PeerSet, PolicyEffect, PolicyIndex};
+use policy::index::{LocalFacts, LocalName, PeerMember, PeerSet, PolicyEffect, PolicyIndex};
 use policy::snapshot::{PolicySnapshot, SnapshotServices};
 use policy::{PlainPod, PlainWorld, Section, World as _};
 
@@ -17,7 +17,7 @@ use super::{FollowStage, NotPrepared, PolicyState, name_of};
 use crate::news::PolicyStanding;
 use crate::point::PointError;
 use crate::tunnels::Tunnels;
-use crate::world::{StartedPod, key_of};
+use crate::world::{LabelledNamespaces, StartedPod, key_of};
 
 /// What an earlier agent kept of policies.
 #[derive(Debug)]
@@ -178,14 +178,11 @@ impl PolicyState {
     /// # Errors
     /// It is not.
     pub(super) fn may_judge(&self, key: &ObjectKey) -> Result<(), NotPrepared> {
-        let (has_tenants, is_known) = match &self.remembered {
-            Some(remembered) => (remembered.has_tenants(), remembered.knows_namespace(&key.namespace)),
-            None => (self.has_tenants(), self.namespaces.has(&key.namespace)),
-        };
+        let knows = knowing(self.has_tenants(), self.remembered.as_deref(), &self.namespaces);
         match self.stage {
             // The first of them is there, and not all that it speaks of.
             FollowStage::Idle if !self.has_none() => Err(NotPrepared::NotListed),
-            FollowStage::Follows | FollowStage::Remembers if has_tenants && !is_known => {
+            FollowStage::Follows | FollowStage::Remembers if !knows(&name_of(key)) => {
                 Err(NotPrepared::Namespace(key.namespace.clone()))
             }
             _ => Ok(()),
@@ -298,7 +295,8 @@ impl PolicyState {
         self.logged.note(&effects);
         self.services.changed();
         if !self.behind && !effects.is_empty() {
-            self.behind = !self.points.apply(&effects, &self.index, Some(&remembered.addresses));
+            let knows = knowing(false, Some(&remembered), &self.namespaces);
+            self.behind = !self.points.apply(&effects, &self.index, Some(&remembered.addresses), &knows);
         }
         self.remembered = Some(remembered);
     }
@@ -322,6 +320,22 @@ impl PolicyState {
         let of_index = PolicySnapshot::of(&self.index, Vec::new(), namespaces, snapshot.seen.clone());
         let pods = world.live_on(node).filter(|pod| !pod.facts.addresses.is_empty()).cloned().collect();
         Some(PolicySnapshot { pods, services: snapshot.services.clone(), ..of_index })
+    }
+}
+
+/// Says of a pod whether it is known which tenant has its namespace, if there is one. `has_tenants`: where nothing is remembered.
+pub(super) fn knowing<'a>(
+    has_tenants: bool,
+    remembered: Option<&'a Remembered>,
+    namespaces: &'a LabelledNamespaces,
+) -> impl Fn(&LocalName) -> bool + 'a {
+    let has_tenants = remembered.map_or(has_tenants, Remembered::has_tenants);
+    move |pod| {
+        !has_tenants
+            || remembered.map_or_else(
+                || namespaces.has(&pod.namespace),
+                |remembered| remembered.knows_namespace(&pod.namespace),
+            )
     }
 }
 
