@@ -37,7 +37,8 @@ pub trait PolicyPoint: Send {
     ) -> Result<(), PointError>;
 
     /// Goes on with what an earlier agent left in the kernel, while nobody knows more than that agent did: what is not there is made as the index says, and
-    /// so is all that is about these addresses. The index may be older than the rest of it, which stays. Whether something was made.
+    /// so is all that is about these addresses. What was emptied counts as not there; members of sets are looked at where it is to look at everything. The
+    /// index may be older than the rest of it, which stays. Whether something was made.
     ///
     /// # Errors
     /// Not all of it was done. It is tried again.
@@ -46,6 +47,7 @@ pub trait PolicyPoint: Send {
         index: &PolicyIndex,
         pods: &dyn Fn(&LocalName) -> PointCharge,
         _: &BTreeSet<IpAddr>,
+        _: PointLook,
     ) -> Result<bool, PointError> {
         self.adopt(index, pods).map(|()| false)
     }
@@ -57,6 +59,9 @@ pub trait PolicyPoint: Send {
     fn services(&mut self, _: &ClassServices, _: &PolicyIndex) -> Result<(), PointError> {
         Ok(())
     }
+
+    /// Where a pod's network is, before it is known who judges it.
+    fn attached(&mut self, _: &AttachedPod) {}
 
     /// From now on it is known whether a pod's policies are enforced here, and what is left of an earlier time goes.
     ///

@@ -116,10 +116,10 @@ impl Points {
     ) -> Result<(), PointError> {
         self.find_untested(index);
         let at_node = self.at_node();
-        self.node.resume(index, &|_| at_node, addresses)?;
+        self.node.resume(index, &|_| at_node, addresses, PointLook::Everything)?;
         let (choice, sights) = (self.choice, &self.sights);
         let charges = |pod: &LocalName| known_charge(knows, choice, sights.get(pod), pod, index);
-        self.pod.resume(index, &charges, addresses).map(drop)
+        self.pod.resume(index, &charges, addresses, PointLook::Everything).map(drop)
     }
 
     /// See [`PolicyPoint::adopt`].
@@ -148,6 +148,7 @@ impl Points {
 
     /// Tests whether the node sees a pod, and enforces its policies where that says.
     pub(super) fn look(&mut self, at: &AttachedPod, index: &PolicyIndex) -> Result<(), PointError> {
+        self.pod.attached(at);
         if self.choice == PointChoice::Pod {
             return Ok(());
         }
@@ -191,8 +192,12 @@ impl Points {
         let has_repaired = match (kept, look) {
             (None, _) => self.node.verify(index, look)?,
             // What was flushed or deleted whole is found without a look at members of sets.
-            (Some(_), PointLook::Disturbed) => self.node.resume(index, &|_| at_node, &BTreeSet::new())?,
-            (Some(addresses), PointLook::Everything) => self.node.resume(index, &|_| at_node, addresses)?,
+            (Some(_), PointLook::Disturbed) => {
+                self.node.resume(index, &|_| at_node, &BTreeSet::new(), look)?
+            }
+            (Some(addresses), PointLook::Everything) => {
+                self.node.resume(index, &|_| at_node, addresses, look)?
+            }
         };
         let of_node = self.entry.verify(look, self.untested.is_empty())? || has_repaired;
         let done =
@@ -239,7 +244,9 @@ impl Points {
         let of_node = match (of_node.is_empty(), kept) {
             (true, None) => Ok(()),
             (false, None) => self.node.apply(&of_node, index, &|_| of_nodes_pods),
-            (_, Some(addresses)) => self.node.resume(index, &|_| of_nodes_pods, addresses).map(drop),
+            (_, Some(addresses)) => {
+                self.node.resume(index, &|_| of_nodes_pods, addresses, PointLook::Everything).map(drop)
+            }
         };
         // What is inside tunnels is judged in pods that are the node's else.
         let charges = |pod: &LocalName| known_charge(knows, choice, sights.get(pod), pod, index);

@@ -1,5 +1,6 @@
 //! Interfaces that are pairs, of which a pod has one end and the node the other; and frames that a pod's end sends.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -221,6 +222,23 @@ impl LinkWatch {
         let links = heard.messages().filter(|message| message.kind == NEW_LINK);
         Ok((!heard.lost).then(|| links.filter_map(|message| read_link(&message)).map(changed).collect()))
     }
+}
+
+/// The name of the only interface of the namespace that has any of the addresses; nothing where there are more, or it is the loopback interface, since
+/// packets for these come by others.
+///
+/// # Errors
+/// The kernel could not be asked.
+pub fn interface_with(inside: &Inside, addresses: &[IpAddr]) -> Result<Option<String>, PairError> {
+    let listed = route::every_address(inside);
+    let listed = listed.map_err(|error| failed("look for a pod's interface".to_owned(), error))?;
+    let having = listed.iter().filter(|address| addresses.contains(&address.ip));
+    let having: BTreeSet<u32> = having.map(|address| address.interface).collect();
+    let Some(index) = having.first().copied().filter(|_| having.len() == 1) else { return Ok(None) };
+    let failed_to_look = |error| failed("look for a pod's interface".to_owned(), error);
+    let mut socket = NetlinkSocket::open(None).map_err(failed_to_look)?;
+    let link = link(&mut socket, index, None).map_err(failed_to_look)?;
+    Ok(link.map(|link| link.name).filter(|name| name != "lo"))
 }
 
 /// The number of the interface that has one of the addresses.

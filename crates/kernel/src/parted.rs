@@ -118,9 +118,9 @@ impl PartedRules {
         })
     }
 
-    /// Makes of the only table of `wanted` what the kernel lacks: chains and sets that are not there, and whatever is said of these addresses. All else
-    /// stays as it is, since what is wanted may be older than that. What is not there at all is made. With iptables everything becomes as it is wanted
-    /// where there is an address.
+    /// Makes of the only table of `wanted` what the kernel lacks: chains and sets that are not there or were emptied, and whatever is said of these
+    /// addresses. All else stays as it is, since what is wanted may be older than that. What is not there at all is made. With iptables everything becomes
+    /// as it is wanted where there is an address.
     ///
     /// # Errors
     /// As of [`Self::ensure`].
@@ -129,13 +129,13 @@ impl PartedRules {
         wanted: &Ruleset,
         contents: &dyn KeptMembers,
         addresses: &BTreeSet<IpAddr>,
+        thoroughness: Thoroughness,
     ) -> Result<Change, PartedError> {
         Ok(match self {
-            Self::Nft(table) => table.supplement(wanted, contents, addresses)?,
+            Self::Nft(table) => table.supplement(wanted, contents, addresses, thoroughness)?,
             Self::Iptables(table) => {
-                let is_kept = addresses.is_empty() && table.has_sets()?;
-                if is_kept {
-                    Change::None
+                if addresses.is_empty() && table.has_sets()? {
+                    table.supplement(wanted, contents, thoroughness)?
                 } else {
                     table.ensure(wanted, contents, Thoroughness::Everything)?
                 }

@@ -7,6 +7,7 @@ mod answer;
 mod blocks;
 mod conditions;
 mod entry;
+mod interface;
 mod left;
 mod log;
 mod node;

@@ -267,6 +267,7 @@ impl PolicyPoint for NodePoint {
         index: &PolicyIndex,
         pods: &dyn Fn(&LocalName) -> PointCharge,
         addresses: &BTreeSet<IpAddr>,
+        look: PointLook,
     ) -> Result<bool, PointError> {
         self.settings.backend = self.backend()?;
         self.rules = NodeRules::of(index, self.settings, &|pod| pods(pod) == PointCharge::Its);
@@ -277,16 +278,22 @@ impl PolicyPoint for NodePoint {
         let table = self.table()?;
         // All that was committed until now is seen below.
         table.heard().map_err(PointError::new)?;
-        if !is_needed {
+        if !is_needed || look == PointLook::Disturbed && table.is_undisturbed().map_err(PointError::new)? {
             return Ok(false);
         }
-        let supplemented = table.supplement(&rules, &contents, addresses);
+        let thoroughness = match look {
+            PointLook::Everything => Thoroughness::Everything,
+            PointLook::Disturbed => Thoroughness::Rules,
+        };
+        let supplemented = table.supplement(&rules, &contents, addresses, thoroughness);
         self.warn();
         let has_changed = supplemented.map_err(PointError::new)? != Change::None;
-        if has_changed {
-            self.ensure_answers(Thoroughness::Everything)?;
-        }
-        Ok(has_changed)
+        let answers = if has_changed || look == PointLook::Everything {
+            self.ensure_answers(Thoroughness::Everything)?
+        } else {
+            Change::None
+        };
+        Ok(has_changed || answers != Change::None)
     }
 
     fn apply(

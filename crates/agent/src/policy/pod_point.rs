@@ -6,6 +6,7 @@ mod load;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use kernel::Choice;
 use netns::Netns;
 use policy::compile::DenialAnswer;
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
-use ruleset::Backend;
+use ruleset::{Backend, InterfaceName};
 use telemetry::Scope;
 use tokio::task::JoinError;
 
@@ -70,6 +71,10 @@ pub(crate) struct PodPointKeeper {
     places: Mutex<BTreeMap<LocalName, Arc<Netns>>>,
     /// Pods that may be guarded, and until when their first process is waited for.
     guarded: Mutex<BTreeMap<LocalName, Instant>>,
+    /// Addresses in the cluster's network that plugins told, before anybody else knows them.
+    attached: Mutex<BTreeMap<LocalName, Vec<IpAddr>>>,
+    /// The interfaces that rules were loaded for.
+    interfaces: Mutex<BTreeMap<LocalName, InterfaceName>>,
     /// Namespaces of pods in ambient mode, as that knows them.
     tunnelled: Mutex<BTreeMap<LocalName, Weak<Netns>>>,
     /// Where changes of others are heard.
@@ -137,6 +142,8 @@ impl PolicyPoint for PodPolicyPoint {
             if let PolicyEffect::PodGoes(pod) = effect {
                 self.settled.remove(pod);
                 self.keeper.places().remove(pod);
+                self.keeper.attached().remove(pod);
+                self.keeper.interfaces().remove(pod);
                 self.keeper.guarded().remove(pod);
                 self.keeper.hearing.forget(pod);
             }
@@ -156,6 +163,10 @@ impl PolicyPoint for PodPolicyPoint {
         self.keeper.guarded().insert(pod.clone(), Instant::now() + FIRST_PROCESS);
         self.keeper.book().look_at(pod.clone());
         self.keeper.queue.push(pod_of(pod));
+    }
+
+    fn attached(&mut self, at: &AttachedPod) {
+        self.keeper.attached().insert(at.pod.clone(), at.addresses.clone());
     }
 
     fn settle(&mut self, at: &AttachedPod, is_its: bool, index: &PolicyIndex) -> Result<(), PointError> {
@@ -194,6 +205,8 @@ impl PodPointKeeper {
             finder: Finder::default(),
             places: Mutex::default(),
             guarded: Mutex::default(),
+            attached: Mutex::default(),
+            interfaces: Mutex::default(),
             tunnelled: Mutex::default(),
             hearing: PodHearing::new(),
             tunnel_loaded: OnceLock::new(),
@@ -248,11 +261,19 @@ impl PodPointKeeper {
         self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn attached(&self) -> MutexGuard<'_, BTreeMap<LocalName, Vec<IpAddr>>> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn interfaces(&self) -> MutexGuard<'_, BTreeMap<LocalName, InterfaceName>> {
+        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn host(&self) -> Result<Netns, netns::Error> {
         Netns::open(self.parts.proc_root.join("1/ns/net"))
     }
 
-    fn node_addresses(&self) -> Result<Vec<std::net::IpAddr>, PodPointFailure> {
+    fn node_addresses(&self) -> Result<Vec<IpAddr>, PodPointFailure> {
         let host = self.host().map_err(PodPointFailure::Host)?;
         let listed = host.enter(kernel::route::link_addresses).map_err(PodPointFailure::Host)?;
         Ok(listed.map_err(kernel::Error::from)?)

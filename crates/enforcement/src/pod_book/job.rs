@@ -6,7 +6,7 @@ use std::sync::Arc;
 use policy::ServiceVerdicts;
 use policy::compile::CompiledPod;
 use policy::index::{LocalName, PeerMember, PolicyClass};
-use ruleset::{Element, Family, Key, SetDelta};
+use ruleset::{Element, Family, InterfaceName, Key, SetDelta};
 
 use super::PodBook;
 use super::booked::{BookedPod, ServicesWait};
@@ -51,6 +51,22 @@ pub enum SetContent {
     Whole(Vec<Element>),
     /// Some come or go.
     Changes(SetDelta),
+}
+
+// === impl PodJob ===
+
+impl PodJob {
+    /// What is judged is what comes and goes by this interface; it was that one when it was done last. Without a name it is all interfaces.
+    pub fn judge_only(&mut self, interface: Option<&InterfaceName>, last: Option<&InterfaceName>) {
+        let only = |rules: &mut Option<Arc<CompiledPod>>, name: Option<&InterfaceName>| {
+            if let (Some(compiled), Some(name)) = (&rules, name) {
+                *rules = Some(Arc::new(compiled.of_interface(name)));
+            }
+        };
+        only(&mut self.rules, interface);
+        only(&mut self.before, last);
+        only(&mut self.last, last);
+    }
 }
 
 // === impl PodBook ===

@@ -26,7 +26,7 @@ use crate::netlink::NetlinkSocket;
 use crate::nft::Thoroughness;
 use crate::watch::{Noticed, open_netfilter, read_commits};
 use crate::{Change, sets, watch};
-use compare::{ChainDifference, PlannedChain};
+use compare::{ChainDifference, Comparison, PlannedChain};
 use seen::SeenRules;
 
 /// How often another variant is tried where the kernel lacks that of the first programs.
@@ -65,6 +65,10 @@ pub struct PartedIptables {
     families: [FamilySide; 2],
     /// The kernel's rules when they were found as they are in `families`.
     seen: Option<SeenRules>,
+    /// The kernel's rules when nothing was missing of them.
+    whole: Option<SeenRules>,
+    /// Sets that had members when it was looked what is missing.
+    filled: BTreeSet<String>,
 }
 
 /// What a family has.
@@ -112,7 +116,8 @@ impl PartedIptables {
             };
             Ok::<_, PartsError>((hears, IpSets::new(inside.inside())?))
         })??;
-        Ok(Self { host, iptables, of, kind, sets, hears, families: Default::default(), seen: None })
+        let (families, filled) = (Default::default(), BTreeSet::new());
+        Ok(Self { host, iptables, of, kind, sets, hears, families, seen: None, whole: None, filled })
     }
 
     /// To wait for: readable when somebody has committed something to nf_tables. Nothing tells of iptables-legacy.
@@ -132,12 +137,12 @@ impl PartedIptables {
         heard.map(|events| read_commits(&events)).map_err(PartsError::Events)
     }
 
-    /// Whether the rules are those that were found as they should be, as far as netlink tells. No program runs.
+    /// Whether the rules are those that were found as they should be, or of which nothing was missing, as far as netlink tells. No program runs.
     ///
     /// # Errors
     /// The kernel could not be asked.
     pub fn is_as_seen(&self) -> Result<bool, PartsError> {
-        let Some(seen) = &self.seen else { return Ok(false) };
+        let Some(seen) = self.seen.as_ref().or(self.whole.as_ref()) else { return Ok(false) };
         let now = self.host.enter(|inside| SeenRules::look(inside.inside(), self.kind))??;
         Ok(now == *seen)
     }
@@ -160,7 +165,8 @@ impl PartedIptables {
         thoroughness: Thoroughness,
     ) -> Result<Change, PartsError> {
         let Some(table) = wanted.table(self.kind) else { return self.remove() };
-        let (seen, works) = self.works(wanted, thoroughness, &[])?;
+        self.whole = None;
+        let (seen, works) = self.works(wanted, thoroughness, &[], ChainDifference::of)?;
         let has_rules = works.iter().all(|work| work.difference.is_empty());
         if has_rules && thoroughness == Thoroughness::Rules {
             self.seen = seen;
@@ -208,6 +214,49 @@ impl PartedIptables {
             true if is_fresh => Change::Fresh,
             true => Change::Replaced,
         })
+    }
+
+    /// Makes what is missing of the only table of `wanted`: chains and sets that are not there or were emptied, and what leads to them. All else stays. Sets
+    /// are known to have been emptied that had members in an earlier call.
+    ///
+    /// # Errors
+    /// As of [`Self::ensure`].
+    pub(crate) fn supplement(
+        &mut self,
+        wanted: &Ruleset,
+        contents: &dyn KeptMembers,
+        thoroughness: Thoroughness,
+    ) -> Result<Change, PartsError> {
+        let Some(table) = wanted.table(self.kind) else { return Ok(Change::None) };
+        self.forget();
+        let (seen, works) = self.works(wanted, thoroughness, &[], ChainDifference::lacking)?;
+        let names: BTreeSet<String> = self.sets.names()?.into_iter().collect();
+        let mut has_changed = false;
+        for set in &table.sets {
+            let is_missing = !names.contains(&*set.name);
+            if is_missing {
+                self.sets.prepare(set)?;
+            } else if !set.is_kept() || thoroughness != Thoroughness::Everything {
+                continue;
+            }
+            let is_empty = is_missing || self.sets.list(set)?.is_empty();
+            if !is_empty {
+                self.filled.insert(set.name.to_string());
+            }
+            if is_empty && set.is_kept() && (is_missing || self.filled.contains(&*set.name)) {
+                let members: Vec<_> = contents.of(&set.name).collect();
+                self.sets.add(set, &members)?;
+                has_changed |= is_missing || !members.is_empty();
+            }
+            has_changed |= is_missing;
+        }
+        if works.iter().all(|work| work.difference.is_empty()) {
+            self.whole = seen;
+        } else {
+            self.run(&works).map_err(|(_, failure)| Error::from(failure))?;
+            has_changed = true;
+        }
+        Ok(if has_changed { Change::Replaced } else { Change::None })
     }
 
     /// Whether there are sets of the owner's: rules of an earlier program look into them.
@@ -258,7 +307,7 @@ impl PartedIptables {
     }
 
     fn forget(&mut self) {
-        (self.seen, self.families) = (None, Default::default());
+        (self.seen, self.whole, self.families) = (None, None, Default::default());
     }
 
     /// What differs in each family, and the rules that were looked at. Programs look only where something may have changed.
@@ -267,6 +316,7 @@ impl PartedIptables {
         wanted: &Ruleset,
         thoroughness: Thoroughness,
         failed: &[(Family, PathBuf)],
+        compare: Comparison,
     ) -> Result<(Option<SeenRules>, Vec<FamilyWork>), PartsError> {
         let table = wanted.table(self.kind);
         self.host.enter(|inside| {
@@ -288,7 +338,7 @@ impl PartedIptables {
                 let (programs, saved) = self.iptables.choose(layers, family, &present, failed)?;
                 let saved = saved.as_ref().and_then(|saved| saved.table(self.kind));
                 let is_first = thoroughness == Thoroughness::Everything;
-                let difference = ChainDifference::of(saved, table, &planned, (wanted, self.kind), is_first);
+                let difference = compare(saved, table, &planned, (wanted, self.kind), is_first);
                 let unproven = !present.has(programs.variant);
                 works.push(FamilyWork { family, programs, unproven, difference, planned });
             }
@@ -312,7 +362,7 @@ impl PartedIptables {
             }
             self.iptables.warn(format!("{failure}; trying another variant"));
             failed.push((work.family, super::end_of_links(&work.programs.restore)));
-            works = self.works(wanted, thoroughness, &failed)?.1;
+            works = self.works(wanted, thoroughness, &failed, ChainDifference::of)?.1;
         }
         let is_other = works.iter().any(|work| !work.difference.is_empty());
         for (side, work) in self.families.iter_mut().zip(works) {

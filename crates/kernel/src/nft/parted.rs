@@ -18,7 +18,7 @@ use crate::Change;
 use crate::netlink::{Error as NetlinkError, NetlinkSocket};
 use crate::watch::{Noticed, open_netfilter, read_commits};
 pub use compare::Thoroughness;
-use compare::{TableComparison, compare, lacking};
+use compare::{Gaps, TableComparison, compare, lacking};
 
 use super::uapi::family;
 
@@ -32,6 +32,8 @@ pub struct PartedTable {
     kind: TableKind,
     socket: NetlinkSocket,
     hears: NetlinkSocket,
+    /// Sets that had members when it was looked what is missing.
+    filled: BTreeSet<String>,
 }
 
 // === impl PartedTable ===
@@ -50,7 +52,7 @@ impl PartedTable {
             .map_err(|e| Error::of_question("hear transactions of nf_tables".to_owned(), e))?;
         let of =
             Ruleset { owner: owner.into(), known_chains: Vec::new().into(), ipv6: true, tables: Vec::new() };
-        Ok(Self { of, kind, socket: super::open()?.staying(), hears })
+        Ok(Self { of, kind, socket: super::open()?.staying(), hears, filled: BTreeSet::new() })
     }
 
     /// To wait for: readable when somebody has committed something.
@@ -83,16 +85,17 @@ impl PartedTable {
         thoroughness: Thoroughness,
     ) -> Result<Change, Error> {
         let [table] = &wanted.tables[..] else { return self.remove() };
-        let found = |socket: &mut NetlinkSocket| compare(socket, wanted, table, contents, thoroughness);
-        if let Ok(change) = self.write(wanted, contents, &found)? {
+        let mut found = |socket: &mut NetlinkSocket| compare(socket, wanted, table, contents, thoroughness);
+        if let Ok(change) = self.write(wanted, contents, &mut found)? {
             return Ok(change);
         }
         self.load(wanted, table, contents, true)?;
         Ok(Change::Replaced)
     }
 
-    /// Makes of the only table of `wanted` what the kernel lacks: chains and sets that are not there, and whatever is said of these addresses. All else
-    /// stays as it is, since what is wanted may be older than that. A table that is not there is made.
+    /// Makes of the only table of `wanted` what the kernel lacks: chains and sets that are not there or were emptied, and whatever is said of these
+    /// addresses. All else stays as it is, since what is wanted may be older than that. A table that is not there is made. That a set was emptied is known
+    /// where it had members in an earlier call, and of maps always.
     ///
     /// # Errors
     /// As of [`Self::ensure`].
@@ -101,10 +104,17 @@ impl PartedTable {
         wanted: &Ruleset,
         contents: &dyn KeptMembers,
         addresses: &BTreeSet<IpAddr>,
+        thoroughness: Thoroughness,
     ) -> Result<Change, Error> {
         let [table] = &wanted.tables[..] else { return Ok(Change::None) };
-        let found = |socket: &mut NetlinkSocket| lacking(socket, wanted, table, contents, addresses);
-        match self.write(wanted, contents, &found)? {
+        let mut filled = std::mem::take(&mut self.filled);
+        let mut found = |socket: &mut NetlinkSocket| {
+            let mut gaps = Gaps { thoroughness, addresses, filled: &mut filled };
+            lacking(socket, wanted, table, contents, &mut gaps)
+        };
+        let written = self.write(wanted, contents, &mut found);
+        self.filled = filled;
+        match written? {
             Ok(change) => Ok(change),
             Err(Some(refused)) => Err(refused),
             Err(None) => {
@@ -119,7 +129,7 @@ impl PartedTable {
         &mut self,
         wanted: &Ruleset,
         contents: &dyn KeptMembers,
-        find: &dyn Fn(&mut NetlinkSocket) -> Result<TableComparison, NetlinkError>,
+        find: &mut dyn FnMut(&mut NetlinkSocket) -> Result<TableComparison, NetlinkError>,
     ) -> Result<Result<Change, Option<Error>>, Error> {
         let mut refused = None;
         for _ in 0..TRIES {

@@ -135,6 +135,13 @@ fn policies_are_enforced_where_the_pods_packets_are_seen() {
         .map(|(name, address)| setup.pod(name, address, veth(name, port(name)), "10.2.0.1"));
     let [e, f] = [("pod-e", "10.3.0.2"), ("pod-f", "10.3.0.3")]
         .map(|(name, address)| setup.pod(name, address, direct, ""));
+    // Another network, as of a second interface that a cluster's policies are not about.
+    let paths = [&e, &f].map(|pod| pod.ns.path().display().to_string());
+    let beside = format!("link add net1 netns {} type veth peer name net1 netns {}", paths[0], paths[1]);
+    setup.mesh.host.ip(&[beside]).unwrap();
+    for (pod, address) in [(&e, "10.9.0.2"), (&f, "10.9.0.3")] {
+        pod.ns.ip(&[format!("address add {address}/24 dev net1"), "link set net1 up".to_owned()]).unwrap();
+    }
     let pairs = [(&a, &b), (&c, &d), (&e, &f)];
     until(
         "the pods reach one another",
@@ -157,6 +164,10 @@ fn policies_are_enforced_where_the_pods_packets_are_seen() {
     until("each is isolated where it can be", PATIENCE, || state() == bridged, || format!("{:?}", state()))
         .unwrap();
     assert!(reaches(&setup.mesh.host, &b) && reaches(&setup.mesh.host, &d), "the own node's probes");
+    let beside = Flow::from(&e.ns)
+        .patience(Duration::from_millis(200))
+        .tcp(format!("10.9.0.3:{PORT}").parse().unwrap());
+    assert_eq!(beside.unwrap().port(), Some(PORT), "another network: {}", rules(&f.ns));
     let (exit, status, error) = cnictl(&setup.mesh, "policy status -o json").unwrap();
     let status: Value = serde_json::from_str(&status).unwrap_or_else(|cause| panic!("{cause}: {error}"));
     let placed: Vec<Value> = status["placed"]

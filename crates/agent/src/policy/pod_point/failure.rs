@@ -23,6 +23,9 @@ pub(crate) enum PodPointFailure {
     /// It is another pod's by now.
     #[error("{0}")]
     Foreign(#[from] netns::find::NotThePods),
+    /// Its interfaces.
+    #[error("{}", fault::chain(.0))]
+    Interfaces(#[from] kernel::pair::PairError),
     /// Not in time.
     #[error(transparent)]
     Unfinished(#[from] UnfinishedAct),

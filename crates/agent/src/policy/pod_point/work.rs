@@ -11,7 +11,7 @@ use kernel::watch::KeptSockets;
 use netns::Netns;
 use netns::find::{MissingNetns, SearchRoots};
 use policy::index::LocalName;
-use ruleset::Backend;
+use ruleset::{Backend, InterfaceName};
 
 use super::{PodPointFailure, PodPointKeeper, load, pod_of};
 use crate::finder::{self, FindFailure, wanted_netns};
@@ -125,22 +125,29 @@ impl PodPointKeeper {
         }
         let (backends, backend) = (self.parts.backends.clone(), self.book().backend());
         let addresses = self.addresses(name);
-        let (doing, at) = (job.clone(), netns.id());
+        let (mut doing, at) = (job.clone(), netns.id());
+        let told = self.attached().get(name).cloned().unwrap_or_else(|| addresses.clone());
+        let last = self.interfaces().get(name).copied();
         let is_new = job.rules.is_some() && !self.hearing.is_in(name, at);
         let writer = self.hearing.writer(name);
         let by_programs = backend == Backend::Iptables;
-        let load = move || -> Result<(Change, Option<KeptSockets>), PodPointFailure> {
-            netns::find::belongs_to(&netns, roots.host, &addresses, &finder::addresses)?;
-            // Without them the pod is looked at by turns.
-            let open = |inside: &netns::Inside| KeptSockets::open_inside(inside, &netns).ok();
-            netns.enter(|inside| {
-                // What comes while it is loaded is looked at again, but for what programs of ours commit.
-                let before = if is_new && !by_programs { open(inside) } else { None };
-                let change = load::load(inside, backends.kernel(), backend, &doing)?;
-                Ok((change, if is_new && by_programs { open(inside) } else { before }))
-            })?
-        };
-        let (change, kept) = self.parts.slots.run(key, Task::Program, load).await??;
+        let load =
+            move || -> Result<(Change, Option<InterfaceName>, Option<KeptSockets>), PodPointFailure> {
+                netns::find::belongs_to(&netns, roots.host, &addresses, &finder::addresses)?;
+                // Without them the pod is looked at by turns.
+                let open = |inside: &netns::Inside| KeptSockets::open_inside(inside, &netns).ok();
+                netns.enter(|inside| {
+                    // What cannot be told apart is judged.
+                    let interface = kernel::pair::interface_with(inside, &told)?;
+                    let interface = interface.and_then(|name| InterfaceName::new(&name));
+                    doing.judge_only(interface.as_ref(), last.as_ref());
+                    // What comes while it is loaded is looked at again, but for what programs of ours commit.
+                    let before = if is_new && !by_programs { open(inside) } else { None };
+                    let change = load::load(inside, backends.kernel(), backend, &doing)?;
+                    Ok((change, interface, if is_new && by_programs { open(inside) } else { before }))
+                })?
+            };
+        let (change, interface, kept) = self.parts.slots.run(key, Task::Program, load).await??;
         self.parts.backends.log_warnings(&self.parts.log);
         let mut book = self.book();
         if !book.is_of(name, job) {
@@ -153,6 +160,11 @@ impl PodPointKeeper {
             self.hearing.forget(name);
         }
         let is_known = book.done(name, job);
+        let is_other = interface != last;
+        match interface {
+            Some(interface) => _ = self.interfaces().insert(name.clone(), interface),
+            None => _ = self.interfaces().remove(name),
+        }
         drop(book);
         if by_programs && !is_new && change != Change::None && self.hearing.loaded_by_programs(name) {
             // Others may have been among them.
@@ -166,7 +178,7 @@ impl PodPointKeeper {
             let text = "the lists of Services were waited for and are not complete: a pod's rules judge addresses of Services as any other until they are";
             self.parts.log.warn(text, &[("pod", key)]);
         }
-        if job.is_repeat && !is_new && change != Change::None {
+        if job.is_repeat && !is_new && !is_other && change != Change::None {
             self.tell_repair(name, key, writer);
         }
         Ok(true)

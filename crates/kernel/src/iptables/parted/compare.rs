@@ -28,6 +28,10 @@ pub(super) struct ChainDifference {
     pub(super) text: String,
 }
 
+/// Says what differs; see [`ChainDifference::of`].
+pub(super) type Comparison =
+    fn(Option<&SavedTable>, Option<&Table>, &[PlannedChain], (&Ruleset, TableKind), bool) -> ChainDifference;
+
 // === impl PlannedChain ===
 
 impl PlannedChain {
@@ -71,6 +75,34 @@ impl ChainDifference {
     pub(super) fn by_event(changed: &[PlannedChain], gone: &[String], kind: TableKind) -> Self {
         let gone: Vec<String> = gone.iter().map(|name| own_chain_name(name)).collect();
         Self { has_ours: true, text: text(kind, &changed.iter().collect::<Vec<_>>(), &[], &gone) }
+    }
+
+    /// The chains that are not there or have no rules, and the way to them. What has rules stays, whatever these are.
+    pub(super) fn lacking(
+        saved: Option<&SavedTable>,
+        table: Option<&Table>,
+        planned: &[PlannedChain],
+        (owner, kind): (&Ruleset, TableKind),
+        is_first: bool,
+    ) -> Self {
+        let names = Names::of(owner, kind);
+        let with_rules: BTreeSet<&str> =
+            saved.iter().flat_map(|saved| &saved.rules).map(|rule| &*rule.chain).collect();
+        let there: BTreeSet<&str> =
+            saved.iter().flat_map(|saved| &saved.chains).map(|chain| &**chain).collect();
+        let is_missing = |chain: &&PlannedChain| {
+            !there.contains(&*chain.name) || (!chain.rules.is_empty() && !with_rules.contains(&*chain.name))
+        };
+        let missing: Vec<&PlannedChain> = planned.iter().filter(is_missing).collect();
+        let mut others: BTreeMap<&str, Vec<&SavedRule>> = BTreeMap::new();
+        for rule in saved.iter().flat_map(|saved| &saved.rules).filter(|rule| !names.contain(&rule.chain)) {
+            others.entry(&rule.chain).or_default().push(rule);
+        }
+        let jumps = jumps(table, &others, &names, is_first);
+        Self {
+            has_ours: there.iter().any(|chain| names.contain(chain)),
+            text: text(kind, &missing, &jumps, &[]),
+        }
     }
 
     /// What leads from what is there to what is wanted. `is_first`: a rule of others before ours in a built-in chain is a difference, too.

@@ -83,14 +83,24 @@ pub(super) fn compare(
     Ok(TableComparison::Parts(deltas.collect()))
 }
 
-/// What the table lacks, whatever else it has: chains and sets that are not there, and what sets say of some addresses. A chain that is there stays as
-/// it is, and so do the other members of a set.
+/// What may be missing.
+pub(super) struct Gaps<'a> {
+    /// Whether members of sets are looked at.
+    pub(super) thoroughness: Thoroughness,
+    /// What sets say of these is as it is wanted.
+    pub(super) addresses: &'a BTreeSet<IpAddr>,
+    /// Sets that had members when they were looked at last: without any they were emptied since.
+    pub(super) filled: &'a mut BTreeSet<String>,
+}
+
+/// What the table lacks, whatever else it has: chains and sets that are not there or were emptied, and what sets say of some addresses. A chain that has
+/// rules stays as it is, and so do the other members of a set.
 pub(super) fn lacking(
     socket: &mut NetlinkSocket,
     wanted: &Ruleset,
     table: &Table,
     contents: &dyn KeptMembers,
-    addresses: &BTreeSet<IpAddr>,
+    gaps: &mut Gaps<'_>,
 ) -> Result<TableComparison, Error> {
     if let Some(found) = whole(socket, wanted, table)? {
         return Ok(found);
@@ -99,8 +109,13 @@ pub(super) fn lacking(
     let name = &*expected.name;
     let chains = list::chains(socket)?.into_iter().filter(|chain| chain.table == name);
     let there: BTreeSet<String> = chains.map(|chain| chain.name).collect();
-    let is_missing = |chain: &&Chain| !there.contains(&*chain.name);
+    let (messages, all_rules) = list::rules(socket, Some(name), MORE_ELEMENTS)?;
     let (mut sets, _) = list::empty_sets(socket, Some(name), expected.sets.len() + MORE_ELEMENTS)?;
+    let with_rules: BTreeSet<String> =
+        list::read_rules(messages.iter(), &sets).into_iter().map(|rule| rule.chain).collect();
+    // Each chain of ours has rules.
+    let is_empty = |chain: &Chain| all_rules && !chain.rules.is_empty() && !with_rules.contains(&*chain.name);
+    let is_missing = |chain: &&Chain| !there.contains(&*chain.name) || is_empty(chain);
     sets.retain(|set| !is_anonymous(set));
     let [mut gains, mut changes, mut losses] = <[TableDelta; 3]>::default();
     let missing = table.chains.iter().filter(is_missing);
@@ -108,20 +123,28 @@ pub(super) fn lacking(
     let held = Held { chains: Vec::new(), rules: HashMap::new(), sets };
     // Nothing that is there already goes.
     let goes = &mut TableDelta::default();
-    let is_attached = changes.chains.iter().all(|chain| chain.base.is_none());
+    let is_attached = changes.chains.iter().all(|chain| chain.base.is_none() || there.contains(&*chain.name));
     if !is_attached || !compare_sets(&expected, table, &held, [&mut gains, &mut changes, goes], contents) {
         return Ok(TableComparison::Anew);
     }
     let mut sets = held.sets;
-    for set in table.sets.iter().filter(|set| set.is_kept() && !addresses.is_empty()) {
+    let Gaps { thoroughness, addresses, filled } = gaps;
+    let looks = *thoroughness == Thoroughness::Everything || !addresses.is_empty();
+    for set in table.sets.iter().filter(|set| set.is_kept() && looks) {
         let Some(listed) = sets.iter_mut().find(|listed| listed.name == set.name) else { continue };
         let most = contents.count(&set.name) + MORE_ELEMENTS;
         // Of a set that is larger than all that can be read, the rest stays.
         list::fill(socket, name, std::slice::from_mut(listed), most, |_| true)?;
         let about = |element: &Element| element.key.address().is_some_and(|one| addresses.contains(&one));
         let there = members_of(set.keys, std::mem::take(&mut listed.elements));
+        // Without members a map isolates nobody, while of another set they may have gone before this began.
+        let was_emptied = there.is_empty() && (set.is_map() || filled.contains(&*set.name));
+        if !there.is_empty() {
+            filled.insert(set.name.to_string());
+        }
         let there: Vec<Element> = there.into_iter().filter(about).collect();
-        let wanted: Vec<Element> = contents.of(&set.name).filter(about).collect();
+        let wanted: Vec<Element> =
+            contents.of(&set.name).filter(|element| was_emptied || about(element)).collect();
         compare_members(set, &there, &wanted, [&mut gains, &mut changes, &mut losses]);
     }
     let deltas = [gains, changes, losses].into_iter().filter(|delta| !delta.is_empty());

@@ -12,7 +12,7 @@ fn what_may_be_newer_stays_and_what_is_said_of_an_address_is_written() {
     let supplement = |lab: &mut Lab, addresses: &[&str]| {
         let (rules, contents) = (lab.ruleset(), lab.rules.contents(&lab.index));
         let addresses: BTreeSet<IpAddr> = addresses.iter().map(|one| one.parse().unwrap()).collect();
-        lab.table.supplement(&rules, &contents, &addresses).unwrap()
+        lab.table.supplement(&rules, &contents, &addresses, Thoroughness::Everything).unwrap()
     };
     let b_in = |ports: Value| {
         json!({"podSelector": {"matchLabels": {"app": "b"}},
