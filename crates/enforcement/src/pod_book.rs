@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::services::ClassServices;
+use facts::networkpolicy::Isolation;
 use policy::compile::{CompiledPod, DenialAnswer, PodPoint, compile_pod};
 use policy::index::{
     LocalName, PeerMember, PeerSet, PodClasses, PolicyClass, PolicyEffect, PolicyIndex, TunnelJudge,
@@ -254,7 +255,12 @@ impl PodBook {
         rules.iter().for_each(|rules| self.sets.take(rules, index));
         let before = self.pods.get(name).and_then(|pod| pod.rules.as_ref());
         before.iter().for_each(|rules| self.sets.release(rules));
-        self.entry(name.clone()).set(classes, scope, rules)
+        let guards =
+            |class: &Option<Arc<PolicyClass>>| class.as_ref().is_some_and(|class| index.guards(class));
+        let isolation = Isolation { ingress: guards(&classes.ingress), egress: guards(&classes.egress) };
+        let pod = self.entry(name.clone());
+        pod.isolation = isolation;
+        pod.set(classes, scope, rules)
     }
 
     fn change_class(&mut self, class: &Arc<PolicyClass>, index: &PolicyIndex) -> Vec<LocalName> {

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::changes::{Changes, Inbox};
 use super::denials::LoggedClasses;
 use super::news::PolicyNews;
-use super::point::{EnforcementPoint, PointError, PointLook};
+use super::point::{EnforcementPoint, PointError};
 use super::points::Points;
 use super::services::{ServiceState, ServiceStores};
 use super::tenants::{TenantChanges, TenantState, TenantStores};
@@ -367,20 +367,6 @@ impl PolicyState {
             self.behind = !self.points.apply(effects, &self.index, None, &knows);
             self.tell_narrowed(effects);
         }
-    }
-
-    /// Looks at what the kernel has.
-    pub(super) fn verify(&mut self, look: PointLook) -> Result<(), PointError> {
-        if look == PointLook::Everything {
-            self.count();
-        }
-        if self.behind || self.stage == FollowStage::Lists {
-            return Ok(());
-        }
-        let kept = self.remembered.as_ref().map(|remembered| remembered.addresses());
-        let verified = self.points.verify(&self.index, look, kept);
-        self.behind = verified.is_err();
-        verified
     }
 
     fn catch_up(&mut self) -> Result<(), PointError> {

@@ -132,7 +132,7 @@ impl PartedRules {
         thoroughness: Thoroughness,
     ) -> Result<Change, PartedError> {
         Ok(match self {
-            Self::Nft(table) => table.supplement(wanted, contents, addresses, thoroughness)?,
+            Self::Nft(table) => table.supplement(wanted, contents, (addresses, thoroughness))?,
             Self::Iptables(table) => {
                 if addresses.is_empty() && table.has_sets()? {
                     table.supplement(wanted, contents, thoroughness)?

@@ -33,6 +33,7 @@ use crate::terms::{Section, TrafficDirection};
 use answer::{ANSWERING, ChainRole, answer_chain};
 pub use answer::{DenialAnswer, iptables_answers, no_iptables_answers};
 pub use entry::{ENTRY_CHAIN, ENTRY_TABLE, EntryInterface, EntryProbe, NodeEntry};
+pub use interface::ClusterInterface;
 pub use left::{LeftOut, LeftOutReason};
 pub use log::{
     ANSWERED_PREFIX, AUDIT_PREFIX, LOG_GROUP, LOG_PREFIX, LogMark, LoggedFate, is_denying_chain, log_number,

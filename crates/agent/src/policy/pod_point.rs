@@ -19,9 +19,9 @@ use enforcement::{
 use facts::PodRef;
 use kernel::Choice;
 use netns::Netns;
-use policy::compile::DenialAnswer;
+use policy::compile::{ClusterInterface, DenialAnswer};
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
-use ruleset::{Backend, InterfaceName};
+use ruleset::Backend;
 use telemetry::Scope;
 use tokio::task::JoinError;
 
@@ -36,6 +36,8 @@ use metrics::Metrics;
 
 /// On how many pods it is worked at once.
 const PLACES: usize = 4;
+/// `reason` of an Event about a pod.
+const TOO_LARGE: &str = "NetworkPolicyTooLarge";
 /// How long after the agent's start a pod may have no process yet that a plugin may have guarded. Runtimes start one as soon as the ADD is over.
 const FIRST_PROCESS: Duration = Duration::from_secs(60);
 
@@ -74,7 +76,9 @@ pub(crate) struct PodPointKeeper {
     /// Addresses in the cluster's network that plugins told, before anybody else knows them.
     attached: Mutex<BTreeMap<LocalName, Vec<IpAddr>>>,
     /// The interfaces that rules were loaded for.
-    interfaces: Mutex<BTreeMap<LocalName, InterfaceName>>,
+    interfaces: Mutex<BTreeMap<LocalName, ClusterInterface>>,
+    /// Pods that need more than they may have, as it was told.
+    too_large: Mutex<BTreeSet<LocalName>>,
     /// Namespaces of pods in ambient mode, as that knows them.
     tunnelled: Mutex<BTreeMap<LocalName, Weak<Netns>>>,
     /// Where changes of others are heard.
@@ -144,6 +148,7 @@ impl PolicyPoint for PodPolicyPoint {
                 self.keeper.places().remove(pod);
                 self.keeper.attached().remove(pod);
                 self.keeper.interfaces().remove(pod);
+                self.keeper.too_large().remove(pod);
                 self.keeper.guarded().remove(pod);
                 self.keeper.hearing.forget(pod);
             }
@@ -207,6 +212,7 @@ impl PodPointKeeper {
             guarded: Mutex::default(),
             attached: Mutex::default(),
             interfaces: Mutex::default(),
+            too_large: Mutex::default(),
             tunnelled: Mutex::default(),
             hearing: PodHearing::new(),
             tunnel_loaded: OnceLock::new(),
@@ -265,8 +271,26 @@ impl PodPointKeeper {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn interfaces(&self) -> MutexGuard<'_, BTreeMap<LocalName, InterfaceName>> {
+    fn interfaces(&self) -> MutexGuard<'_, BTreeMap<LocalName, ClusterInterface>> {
         self.interfaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn too_large(&self) -> MutexGuard<'_, BTreeSet<LocalName>> {
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pod is isolated because its policies need more than it may have.
+    fn tell_too_large(&self, name: &LocalName, pod: &PodRef, found: usize) {
+        if !self.too_large().insert(name.clone()) {
+            return;
+        }
+        let most = self.parts.most_elements;
+        let text = format!(
+            "the policies of this pod need {found} addresses and ports in its network namespace, and {most} are allowed (POLICY_POD_POINT_MAX): it is \
+             isolated until they need fewer, or more are allowed"
+        );
+        let (events, pod) = (self.parts.events.clone(), pod.clone());
+        tokio::spawn(async move { events.warn(&pod, TOO_LARGE, &text).await });
     }
 
     fn host(&self) -> Result<Netns, netns::Error> {

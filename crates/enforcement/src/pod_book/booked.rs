@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use facts::networkpolicy::Isolation;
 use policy::compile::{CompiledPod, KeptSet};
 use policy::index::{PeerMember, PeerSet, PodClasses, TunnelJudge};
 
@@ -12,6 +13,8 @@ pub(super) struct BookedPod {
     pub(super) number: u64,
     pub(super) classes: PodClasses,
     pub(super) scope: PodScope,
+    /// The directions in which policies isolate it.
+    pub(super) isolation: Isolation,
     /// The rules that it is to have.
     pub(super) rules: Option<Arc<CompiledPod>>,
     /// What it has; nothing where that has to be looked at.

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use facts::networkpolicy::Isolation;
 use policy::ServiceVerdicts;
-use policy::compile::CompiledPod;
+use policy::compile::{ClusterInterface, CompiledPod};
+use policy::guard::{Admitted, plan_guard};
 use policy::index::{LocalName, PeerMember, PolicyClass};
-use ruleset::{Element, Family, InterfaceName, Key, SetDelta};
+use ruleset::{Element, Family, Key, SetDelta};
 
 use super::PodBook;
 use super::booked::{BookedPod, ServicesWait};
@@ -25,6 +27,8 @@ pub struct PodJob {
     pub last: Option<Arc<CompiledPod>>,
     /// What becomes of its sets, those that are new among them.
     pub sets: Vec<SetJob>,
+    /// How many elements its sets have then.
+    pub elements: usize,
     /// Whether everything is to be compared with what is there.
     pub is_whole: bool,
     /// Whether all of it was loaded already, so that whatever differs was changed by others.
@@ -56,11 +60,11 @@ pub enum SetContent {
 // === impl PodJob ===
 
 impl PodJob {
-    /// What is judged is what comes and goes by this interface; it was that one when it was done last. Without a name it is all interfaces.
-    pub fn judge_only(&mut self, interface: Option<&InterfaceName>, last: Option<&InterfaceName>) {
-        let only = |rules: &mut Option<Arc<CompiledPod>>, name: Option<&InterfaceName>| {
-            if let (Some(compiled), Some(name)) = (&rules, name) {
-                *rules = Some(Arc::new(compiled.of_interface(name)));
+    /// Only what is of the cluster's network is judged, which is behind this interface; it was that one when it was done last. Without one it is all.
+    pub fn judge_only(&mut self, interface: Option<&ClusterInterface>, last: Option<&ClusterInterface>) {
+        let only = |rules: &mut Option<Arc<CompiledPod>>, at: Option<&ClusterInterface>| {
+            if let (Some(compiled), Some(at)) = (&rules, at) {
+                *rules = Some(Arc::new(compiled.of_interface(at)));
             }
         };
         only(&mut self.rules, interface);
@@ -92,6 +96,11 @@ impl PodBook {
         let before = pod.loaded.clone().flatten();
         let verdicts = pod.classes.egress.as_ref().and_then(|class| self.services.get(class));
         let sets = pod.set_jobs(before.as_deref(), &self.sets, verdicts.map(|verdicts| &**verdicts));
+        let kept = pod.rules.iter().flat_map(|rules| &rules.kept);
+        let of_peers: usize = kept.map(|(_, family, set)| self.sets.count(set, *family)).sum();
+        let services = pod.rules.iter().flat_map(|rules| &rules.services);
+        let of_services = services.flat_map(|set| verdicts.map(|verdicts| members_of(verdicts, set).count()));
+        let elements = of_peers + of_services.sum::<usize>();
         let is_whole = pod.loaded.is_none();
         // Until it is said how it went, nobody knows.
         pod.loaded = None;
@@ -102,11 +111,24 @@ impl PodBook {
             before,
             last: pod.last.clone(),
             sets,
+            elements,
             is_whole,
             is_repeat,
             judges_tunnel: pod.scope.tunnel,
             lacks_services,
         })
+    }
+
+    /// The same where the pod may not have its rules: it is isolated in the directions in which these would isolate it, without sets.
+    pub fn closed(&self, name: &LocalName, job: &PodJob) -> PodJob {
+        let pod = self.pods.get(name).filter(|pod| pod.number == job.number);
+        let isolation = pod.map_or(Isolation::BOTH, |pod| pod.isolation);
+        let probes = if job.judges_tunnel { &*self.probes } else { &[] };
+        let rules = plan_guard(isolation, Admitted { node: &self.node, probes }, self.backend);
+        let (kept, services, left_out) = (Vec::new(), Vec::new(), Vec::new());
+        let closed = CompiledPod { rules, kept, services, left_out };
+        let rules = (!closed.rules.tables.is_empty()).then(|| Arc::new(closed));
+        PodJob { rules, sets: Vec::new(), ..job.clone() }
     }
 }
 

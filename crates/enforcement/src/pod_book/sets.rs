@@ -17,6 +17,8 @@ struct BookedSet {
     /// In how many places of pods' rules it is.
     uses: usize,
     members: BTreeSet<PeerMember>,
+    /// How many are of IPv4.
+    v4: usize,
 }
 
 // === impl BookedSets ===
@@ -26,9 +28,7 @@ impl BookedSets {
     pub(super) fn take(&mut self, rules: &CompiledPod, index: &PolicyIndex) {
         for (.., set) in &rules.kept {
             let known = self.0.entry(set.clone());
-            let booked =
-                known.or_insert_with(|| BookedSet { uses: 0, members: index.members(set).collect() });
-            booked.uses += 1;
+            known.or_insert_with(|| BookedSet::of(index.members(set))).uses += 1;
         }
     }
 
@@ -46,7 +46,7 @@ impl BookedSets {
     /// A set has other members than it had, all of which the index knows. Whether rules of a pod look into it.
     pub(super) fn renew(&mut self, set: &Arc<PeerSet>, index: &PolicyIndex) -> bool {
         let Some(booked) = self.0.get_mut(set) else { return false };
-        booked.members = index.members(set).collect();
+        *booked = BookedSet { uses: booked.uses, ..BookedSet::of(index.members(set)) };
         true
     }
 
@@ -54,11 +54,12 @@ impl BookedSets {
     pub(super) fn change(&mut self, set: &Arc<PeerSet>, members: &[PeerMember], is_there: bool) -> bool {
         let Some(booked) = self.0.get_mut(set) else { return false };
         for member in members {
-            if is_there {
-                booked.members.insert(*member)
-            } else {
-                booked.members.remove(member)
-            };
+            let of_v4 = usize::from(member.address.is_ipv4());
+            match is_there {
+                true if booked.members.insert(*member) => booked.v4 += of_v4,
+                false if booked.members.remove(member) => booked.v4 -= of_v4,
+                _ => {}
+            }
         }
         true
     }
@@ -70,10 +71,26 @@ impl BookedSets {
         members.map(|one| Element::from(Key::from(*one))).collect()
     }
 
+    /// How many members of a set are of a family.
+    pub(super) fn count(&self, set: &PeerSet, family: Family) -> usize {
+        self.0.get(set).map_or(0, |booked| match family {
+            Family::V4 => booked.v4,
+            Family::V6 => booked.members.len() - booked.v4,
+        })
+    }
+
     /// How many sets there are.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+}
+
+impl BookedSet {
+    fn of(members: impl Iterator<Item = PeerMember>) -> Self {
+        let members: BTreeSet<PeerMember> = members.collect();
+        let v4 = members.iter().filter(|member| member.address.is_ipv4()).count();
+        Self { uses: 0, members, v4 }
     }
 }
 

@@ -10,7 +10,7 @@ use netns::Netns;
 use policy::index::LocalName;
 use tokio::sync::watch;
 
-use super::super::point::{EnforcementPoint, PointError};
+use super::super::point::{EnforcementPoint, PointError, PointLook};
 use super::super::sight::AttachedPod;
 use super::{FollowStage, PolicyState};
 
@@ -18,6 +18,20 @@ use super::{FollowStage, PolicyState};
 pub type PodNetwork = (Arc<Netns>, PodInterface);
 
 impl PolicyState {
+    /// Looks at what the kernel has.
+    pub(in super::super) fn verify(&mut self, look: PointLook) -> Result<(), PointError> {
+        if look == PointLook::Everything {
+            self.count();
+        }
+        if self.behind || self.stage == FollowStage::Lists {
+            return Ok(());
+        }
+        let kept = self.remembered.as_ref().map(|remembered| remembered.addresses());
+        let verified = self.points.verify(&self.index, look, kept);
+        self.behind = verified.is_err();
+        verified
+    }
+
     /// Tests whether the node sees the packets of a pod that starts, whose classes are in force at the node.
     pub(super) fn look_at_starting(
         &mut self,

@@ -8,6 +8,7 @@
 //! and lose it afterwards.
 
 mod compare;
+mod missing;
 mod seen;
 
 use std::collections::{BTreeSet, HashMap};
@@ -26,7 +27,7 @@ use crate::netlink::NetlinkSocket;
 use crate::nft::Thoroughness;
 use crate::watch::{Noticed, open_netfilter, read_commits};
 use crate::{Change, sets, watch};
-use compare::{ChainDifference, Comparison, PlannedChain};
+use compare::{ChainDifference, PlannedChain};
 use seen::SeenRules;
 
 /// How often another variant is tried where the kernel lacks that of the first programs.
@@ -166,7 +167,7 @@ impl PartedIptables {
     ) -> Result<Change, PartsError> {
         let Some(table) = wanted.table(self.kind) else { return self.remove() };
         self.whole = None;
-        let (seen, works) = self.works(wanted, thoroughness, &[], ChainDifference::of)?;
+        let (seen, works) = self.works(wanted, thoroughness, &[], false)?;
         let has_rules = works.iter().all(|work| work.difference.is_empty());
         if has_rules && thoroughness == Thoroughness::Rules {
             self.seen = seen;
@@ -214,49 +215,6 @@ impl PartedIptables {
             true if is_fresh => Change::Fresh,
             true => Change::Replaced,
         })
-    }
-
-    /// Makes what is missing of the only table of `wanted`: chains and sets that are not there or were emptied, and what leads to them. All else stays. Sets
-    /// are known to have been emptied that had members in an earlier call.
-    ///
-    /// # Errors
-    /// As of [`Self::ensure`].
-    pub(crate) fn supplement(
-        &mut self,
-        wanted: &Ruleset,
-        contents: &dyn KeptMembers,
-        thoroughness: Thoroughness,
-    ) -> Result<Change, PartsError> {
-        let Some(table) = wanted.table(self.kind) else { return Ok(Change::None) };
-        self.forget();
-        let (seen, works) = self.works(wanted, thoroughness, &[], ChainDifference::lacking)?;
-        let names: BTreeSet<String> = self.sets.names()?.into_iter().collect();
-        let mut has_changed = false;
-        for set in &table.sets {
-            let is_missing = !names.contains(&*set.name);
-            if is_missing {
-                self.sets.prepare(set)?;
-            } else if !set.is_kept() || thoroughness != Thoroughness::Everything {
-                continue;
-            }
-            let is_empty = is_missing || self.sets.list(set)?.is_empty();
-            if !is_empty {
-                self.filled.insert(set.name.to_string());
-            }
-            if is_empty && set.is_kept() && (is_missing || self.filled.contains(&*set.name)) {
-                let members: Vec<_> = contents.of(&set.name).collect();
-                self.sets.add(set, &members)?;
-                has_changed |= is_missing || !members.is_empty();
-            }
-            has_changed |= is_missing;
-        }
-        if works.iter().all(|work| work.difference.is_empty()) {
-            self.whole = seen;
-        } else {
-            self.run(&works).map_err(|(_, failure)| Error::from(failure))?;
-            has_changed = true;
-        }
-        Ok(if has_changed { Change::Replaced } else { Change::None })
     }
 
     /// Whether there are sets of the owner's: rules of an earlier program look into them.
@@ -316,7 +274,7 @@ impl PartedIptables {
         wanted: &Ruleset,
         thoroughness: Thoroughness,
         failed: &[(Family, PathBuf)],
-        compare: Comparison,
+        only_missing: bool,
     ) -> Result<(Option<SeenRules>, Vec<FamilyWork>), PartsError> {
         let table = wanted.table(self.kind);
         self.host.enter(|inside| {
@@ -337,8 +295,8 @@ impl PartedIptables {
                 let layers = std::slice::from_ref(wanted);
                 let (programs, saved) = self.iptables.choose(layers, family, &present, failed)?;
                 let saved = saved.as_ref().and_then(|saved| saved.table(self.kind));
-                let is_first = thoroughness == Thoroughness::Everything;
-                let difference = compare(saved, table, &planned, (wanted, self.kind), is_first);
+                let how = [thoroughness == Thoroughness::Everything, only_missing];
+                let difference = ChainDifference::of(saved, table, &planned, (wanted, self.kind), how);
                 let unproven = !present.has(programs.variant);
                 works.push(FamilyWork { family, programs, unproven, difference, planned });
             }
@@ -362,7 +320,7 @@ impl PartedIptables {
             }
             self.iptables.warn(format!("{failure}; trying another variant"));
             failed.push((work.family, super::end_of_links(&work.programs.restore)));
-            works = self.works(wanted, thoroughness, &failed, ChainDifference::of)?.1;
+            works = self.works(wanted, thoroughness, &failed, false)?.1;
         }
         let is_other = works.iter().any(|work| !work.difference.is_empty());
         for (side, work) in self.families.iter_mut().zip(works) {

@@ -103,8 +103,7 @@ impl PartedTable {
         &mut self,
         wanted: &Ruleset,
         contents: &dyn KeptMembers,
-        addresses: &BTreeSet<IpAddr>,
-        thoroughness: Thoroughness,
+        (addresses, thoroughness): (&BTreeSet<IpAddr>, Thoroughness),
     ) -> Result<Change, Error> {
         let [table] = &wanted.tables[..] else { return Ok(Change::None) };
         let mut filled = std::mem::take(&mut self.filled);

@@ -59,7 +59,8 @@ proptest! {
             let at: Vec<IpAddr> = at.iter().copied().filter(|one| world.pod_at(*one) == Some(pod)).collect();
             for backend in [Backend::Nftables, Backend::Iptables] {
                 let rules = compile_pod(&index, classes, &PodPoint { node: &node, ..PodPoint::default() }, backend);
-                let rules = rules.of_interface(&ruleset::InterfaceName::new("eth0").unwrap());
+                let name = ruleset::InterfaceName::new("eth0").unwrap();
+                let rules = rules.of_interface(&ClusterInterface { name, addresses: pod.facts.addresses.clone() });
                 prop_assert_eq!((ruleset::check(&rules.rules), &*rules.left_out), (Ok(()), &[][..]));
                 let (layers, contents) = (std::slice::from_ref(&rules.rules), contents(&index, &rules));
                 for flow in &flows {
@@ -83,7 +84,17 @@ proptest! {
                             }
                         }
                         let found = evaluate(layers, backend, &packet, hook, false, &contents);
-                        prop_assert_eq!(found.verdict, Verdict::Pass, "{:?} {:?}", backend, found.decided_by);
+                        prop_assert_eq!(found.verdict == Verdict::Pass, judgement.is_allowed(),
+                            "its address, by another interface: {:?} {:?}", backend, found.decided_by);
+                        let (own, elsewhere) = match direction {
+                            TrafficDirection::Egress => (&mut packet.source, "10.200.0.1"),
+                            TrafficDirection::Ingress => (&mut packet.destination, "10.200.0.1"),
+                        };
+                        let elsewhere = if own.is_ipv4() { elsewhere } else { "fd99::1" };
+                        *own = elsewhere.parse::<IpAddr>().unwrap();
+                        let found = evaluate(layers, backend, &packet, hook, false, &contents);
+                        let is_one = pod.facts.addresses.iter().filter(|one| one.is_ipv4() == flow.source.is_ipv4()).count() < 2;
+                        prop_assert!(found.verdict == Verdict::Pass || !is_one, "{:?} {:?}", backend, found.decided_by);
                     }
                 }
             }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::Mesh;
 use testkit::probe::{Flow, Listener, Listeners};
-use testkit::{Agent, Families, Launch, PATIENCE, Pod, PodObject, until};
+use testkit::{Agent, Families, Launch, PATIENCE, Pod, PodObject, at_once, until};
 
 use crate::mesh_render::cnictl;
 
@@ -259,4 +259,42 @@ fn rules_that_somebody_removes_in_a_pod_are_back_within_a_second() {
     let events = setup.mesh.node.api.events();
     let told: Vec<_> = events.iter().filter(|one| one["reason"] == "NetworkPolicyRulesRepaired").collect();
     assert!(told.len() == 1 && told[0]["involvedObject"]["name"] == "web", "{events:?}");
+}
+
+/// A pod whose policies need more than may be in its namespace is closed, whether they do so from the beginning or later, and opened when they need less.
+fn stay_small(nftables: bool) {
+    let setup = Setup::new(nftables);
+    setup.set_friend(&[("role", "friend")]);
+    setup.set_policy(&json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": {"role": "friend"}}}]}]}));
+    let launch = || setup.launch().env("POLICY_POD_POINT_MAX", "2").ready().unwrap();
+    let agent = launch();
+    setup.wait("one friend", true, false);
+    let more = |number: u32, role: &str| {
+        let name = format!("more-{number}");
+        let pod = PodObject::named(&name).in_namespace("shop").uid(&name).label("role", role).on_node("n2");
+        let address: IpAddr = format!("10.78.1.{number}").parse().unwrap();
+        setup.mesh.node.api.set_pod(pod.container("app").running(&[address]));
+    };
+    (1..4).for_each(|number| more(number, "friend"));
+    setup.wait("more friends than fit", false, false);
+    let told =
+        || setup.mesh.node.api.events().iter().filter(|one| one["reason"] == "NetworkPolicyTooLarge").count();
+    until("it is told", PATIENCE, || told() == 1, || agent.log().text()).unwrap();
+    assert_eq!(agent.metric("istio_cni_policy_guarded_pods").unwrap(), 1.0);
+    agent.kill().unwrap();
+    let agent = launch();
+    setup.wait("the next agent", false, false);
+    (2..4).for_each(|number| more(number, "none"));
+    setup.wait("they fit again", true, false);
+    setup.mesh.node.api.delete_object(Resource::NetworkPolicies, "shop", "web");
+    setup.wait("no policy isolates the pod any more", true, true);
+    until("nothing of ours is left", PATIENCE, || !setup.rules().contains("istio"), || setup.rules())
+        .unwrap();
+    drop(agent);
+}
+
+#[test]
+fn a_pod_whose_policies_need_too_much_is_closed() {
+    at_once([true, false], stay_small);
 }

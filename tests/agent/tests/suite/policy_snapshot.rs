@@ -174,6 +174,10 @@ fn without_an_api_server_pods_are_judged_by_what_was_known_last() {
     .unwrap();
     assert_eq!((shop.reach(), at_second()), ([true, false], [true, true, false]));
 
+    // Or a part.
+    shop.nft("nft flush chain inet istio-policy-mangle postrouting");
+    until("the chain is filled", PATIENCE, || shop.reach() == [true, false], || agent.log().text()).unwrap();
+
     // The next agent, without the run directory.
     shop.wait_kept("server2").unwrap();
     agent.kill().unwrap();

@@ -46,7 +46,7 @@ pub(crate) enum PodPointFailure {
     Sets(#[from] kernel::sets::Error),
     /// It needs more than it may have.
     #[error(
-        "its policies need {found} elements in its sets and POLICY_POD_POINT_MAX is {most}; it has none of them"
+        "its policies need {found} elements in its sets and POLICY_POD_POINT_MAX is {most}; it is isolated instead"
     )]
     TooMany {
         /// So many.

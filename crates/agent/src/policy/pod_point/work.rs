@@ -4,16 +4,18 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use enforcement::{PodJob, SetContent};
+use enforcement::PodJob;
 use facts::PodRef;
 use kernel::Change;
 use kernel::watch::KeptSockets;
-use netns::Netns;
 use netns::find::{MissingNetns, SearchRoots};
+use netns::{Netns, NetnsId};
+use policy::compile::ClusterInterface;
 use policy::index::LocalName;
 use ruleset::{Backend, InterfaceName};
 
 use super::{PodPointFailure, PodPointKeeper, load, pod_of};
+use crate::backends::Backends;
 use crate::finder::{self, FindFailure, wanted_netns};
 use crate::slots::Task;
 
@@ -120,33 +122,25 @@ impl PodPointKeeper {
         job: &PodJob,
         (netns, roots): (Arc<Netns>, SearchRoots),
     ) -> Result<bool, PodPointFailure> {
-        if let Some(found) = too_many(job, self.parts.most_elements) {
-            return Err(PodPointFailure::TooMany { found, most: self.parts.most_elements });
-        }
-        let (backends, backend) = (self.parts.backends.clone(), self.book().backend());
+        let (found, most) = (job.elements, self.parts.most_elements);
+        let is_too_large = found > most;
         let addresses = self.addresses(name);
-        let (mut doing, at) = (job.clone(), netns.id());
-        let told = self.attached().get(name).cloned().unwrap_or_else(|| addresses.clone());
-        let last = self.interfaces().get(name).copied();
+        let (at, last) = (netns.id(), self.interfaces().get(name).cloned());
         let is_new = job.rules.is_some() && !self.hearing.is_in(name, at);
         let writer = self.hearing.writer(name);
-        let by_programs = backend == Backend::Iptables;
-        let load =
-            move || -> Result<(Change, Option<InterfaceName>, Option<KeptSockets>), PodPointFailure> {
-                netns::find::belongs_to(&netns, roots.host, &addresses, &finder::addresses)?;
-                // Without them the pod is looked at by turns.
-                let open = |inside: &netns::Inside| KeptSockets::open_inside(inside, &netns).ok();
-                netns.enter(|inside| {
-                    // What cannot be told apart is judged.
-                    let interface = kernel::pair::interface_with(inside, &told)?;
-                    let interface = interface.and_then(|name| InterfaceName::new(&name));
-                    doing.judge_only(interface.as_ref(), last.as_ref());
-                    // What comes while it is loaded is looked at again, but for what programs of ours commit.
-                    let before = if is_new && !by_programs { open(inside) } else { None };
-                    let change = load::load(inside, backends.kernel(), backend, &doing)?;
-                    Ok((change, interface, if is_new && by_programs { open(inside) } else { before }))
-                })?
-            };
+        let load = PodLoad {
+            netns,
+            host: roots.host,
+            told: self.attached().get(name).cloned().unwrap_or_else(|| addresses.clone()),
+            addresses,
+            last: last.clone(),
+            job: if is_too_large { self.book().closed(name, job) } else { job.clone() },
+            is_heard: !is_new,
+            backends: self.parts.backends.clone(),
+            backend: self.book().backend(),
+        };
+        let by_programs = load.backend == Backend::Iptables;
+        let load = move || load.run();
         let (change, interface, kept) = self.parts.slots.run(key, Task::Program, load).await??;
         self.parts.backends.log_warnings(&self.parts.log);
         let mut book = self.book();
@@ -159,7 +153,7 @@ impl PodPointKeeper {
         } else if job.rules.is_none() {
             self.hearing.forget(name);
         }
-        let is_known = book.done(name, job);
+        let is_known = !is_too_large && book.done(name, job);
         let is_other = interface != last;
         match interface {
             Some(interface) => _ = self.interfaces().insert(name.clone(), interface),
@@ -171,25 +165,64 @@ impl PodPointKeeper {
             self.look_again(name);
         }
         self.guarded().remove(name);
+        if is_too_large {
+            self.count_waiting();
+            self.tell_too_large(name, key, found);
+            return Err(PodPointFailure::TooMany { found, most });
+        }
+        self.too_large().remove(name);
         if let Some(told) = self.tunnel_loaded.get().filter(|_| is_known && job.judges_tunnel) {
             told(name);
         }
-        if job.lacks_services && !job.is_repeat {
-            let text = "the lists of Services were waited for and are not complete: a pod's rules judge addresses of Services as any other until they are";
-            self.parts.log.warn(text, &[("pod", key)]);
-        }
+        self.tell_lacking(key, job);
         if job.is_repeat && !is_new && !is_other && change != Change::None {
             self.tell_repair(name, key, writer);
         }
         Ok(true)
     }
+    fn tell_lacking(&self, key: &PodRef, job: &PodJob) {
+        if job.lacks_services && !job.is_repeat {
+            let text = "the lists of Services were waited for and are not complete: a pod's rules judge addresses of Services as any other until they are";
+            self.parts.log.warn(text, &[("pod", key)]);
+        }
+    }
 }
 
-/// How many elements a job writes as a whole, if that is too many.
-fn too_many(job: &PodJob, most: usize) -> Option<usize> {
-    let whole = job.sets.iter().filter_map(|set| match &set.content {
-        SetContent::Whole(all) => Some(all.len()),
-        SetContent::Changes(_) => None,
-    });
-    Some(whole.sum()).filter(|found| *found > most)
+/// What is done in a pod's namespace, by a thread of its own.
+struct PodLoad {
+    netns: Arc<Netns>,
+    host: NetnsId,
+    /// Those that the pod is known by.
+    addresses: Vec<IpAddr>,
+    /// Those that it has in the cluster's network.
+    told: Vec<IpAddr>,
+    /// The interface that rules were loaded for last.
+    last: Option<ClusterInterface>,
+    job: PodJob,
+    /// Whether it is heard already what others commit.
+    is_heard: bool,
+    backends: Arc<Backends>,
+    backend: Backend,
+}
+
+impl PodLoad {
+    /// What has changed, for which interface, and what hears of changes of others from now on, if that began here.
+    fn run(self) -> Result<(Change, Option<ClusterInterface>, Option<KeptSockets>), PodPointFailure> {
+        let Self { netns, host, addresses, told, last, mut job, is_heard, backends, backend } = self;
+        netns::find::belongs_to(&netns, host, &addresses, &finder::addresses)?;
+        // Without them the pod is looked at by turns.
+        let open = |inside: &netns::Inside| KeptSockets::open_inside(inside, &netns).ok();
+        netns.enter(|inside| {
+            // What cannot be told apart is judged.
+            let interface = kernel::pair::interface_with(inside, &told)?;
+            let interface = interface.and_then(|name| InterfaceName::new(&name));
+            let interface = interface.map(|name| ClusterInterface { name, addresses: told.into() });
+            job.judge_only(interface.as_ref(), last.as_ref());
+            // What comes while it is loaded is looked at again, but for what programs of ours commit.
+            let by_programs = backend == Backend::Iptables;
+            let kept = if is_heard || by_programs { None } else { open(inside) };
+            let change = load::load(inside, backends.kernel(), backend, &job)?;
+            Ok((change, interface, if !is_heard && by_programs { open(inside) } else { kept }))
+        })?
+    }
 }

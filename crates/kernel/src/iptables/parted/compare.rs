@@ -28,10 +28,6 @@ pub(super) struct ChainDifference {
     pub(super) text: String,
 }
 
-/// Says what differs; see [`ChainDifference::of`].
-pub(super) type Comparison =
-    fn(Option<&SavedTable>, Option<&Table>, &[PlannedChain], (&Ruleset, TableKind), bool) -> ChainDifference;
-
 // === impl PlannedChain ===
 
 impl PlannedChain {
@@ -77,41 +73,14 @@ impl ChainDifference {
         Self { has_ours: true, text: text(kind, &changed.iter().collect::<Vec<_>>(), &[], &gone) }
     }
 
-    /// The chains that are not there or have no rules, and the way to them. What has rules stays, whatever these are.
-    pub(super) fn lacking(
-        saved: Option<&SavedTable>,
-        table: Option<&Table>,
-        planned: &[PlannedChain],
-        (owner, kind): (&Ruleset, TableKind),
-        is_first: bool,
-    ) -> Self {
-        let names = Names::of(owner, kind);
-        let with_rules: BTreeSet<&str> =
-            saved.iter().flat_map(|saved| &saved.rules).map(|rule| &*rule.chain).collect();
-        let there: BTreeSet<&str> =
-            saved.iter().flat_map(|saved| &saved.chains).map(|chain| &**chain).collect();
-        let is_missing = |chain: &&PlannedChain| {
-            !there.contains(&*chain.name) || (!chain.rules.is_empty() && !with_rules.contains(&*chain.name))
-        };
-        let missing: Vec<&PlannedChain> = planned.iter().filter(is_missing).collect();
-        let mut others: BTreeMap<&str, Vec<&SavedRule>> = BTreeMap::new();
-        for rule in saved.iter().flat_map(|saved| &saved.rules).filter(|rule| !names.contain(&rule.chain)) {
-            others.entry(&rule.chain).or_default().push(rule);
-        }
-        let jumps = jumps(table, &others, &names, is_first);
-        Self {
-            has_ours: there.iter().any(|chain| names.contain(chain)),
-            text: text(kind, &missing, &jumps, &[]),
-        }
-    }
-
     /// What leads from what is there to what is wanted. `is_first`: a rule of others before ours in a built-in chain is a difference, too.
+    /// `only_missing`: what has rules stays, whatever these are.
     pub(super) fn of(
         saved: Option<&SavedTable>,
         table: Option<&Table>,
         planned: &[PlannedChain],
         (owner, kind): (&Ruleset, TableKind),
-        is_first: bool,
+        [is_first, only_missing]: [bool; 2],
     ) -> Self {
         let names = Names::of(owner, kind);
         let mut there: BTreeMap<&str, Vec<&SavedRule>> = BTreeMap::new();
@@ -125,10 +94,16 @@ impl ChainDifference {
                 None => others.entry(&rule.chain).or_default().push(rule),
             }
         }
-        let is_other = |chain: &&PlannedChain| there.get(&*chain.name).is_none_or(|saved| !chain.is(saved));
+        let is_wrong = |chain: &PlannedChain, saved: &Vec<&SavedRule>| match only_missing {
+            true => saved.is_empty() && !chain.rules.is_empty(),
+            false => !chain.is(saved),
+        };
+        let is_other =
+            |chain: &&PlannedChain| there.get(&*chain.name).is_none_or(|saved| is_wrong(chain, saved));
         let changed: Vec<&PlannedChain> = planned.iter().filter(is_other).collect();
         let wanted: BTreeSet<&str> = planned.iter().map(|chain| &*chain.name).collect();
-        let gone = there.keys().filter(|chain| !wanted.contains(*chain)).map(ToString::to_string);
+        let is_gone = |chain: &&&str| !only_missing && !wanted.contains(**chain);
+        let gone = there.keys().filter(is_gone).map(ToString::to_string);
         let jumps = jumps(table, &others, &names, is_first);
         let text = text(kind, &changed, &jumps, &gone.collect::<Vec<_>>());
         Self { has_ours: !there.is_empty(), text }

@@ -59,3 +59,54 @@ fn what_may_be_newer_stays_and_what_is_said_of_an_address_is_written() {
     assert_eq!(supplement(&mut lab, &[]), Change::Fresh);
     assert!(lab.reaches(&lab.a, "10.1.0.3:8080") && !lab.reaches(&lab.a, "10.1.0.3:9090"));
 }
+
+/// What somebody has emptied is filled again, in both backends; who looks again finds nothing to do.
+#[test]
+fn what_was_emptied_is_made_again() {
+    at_once(&Way::ALL, |way| {
+        let mut lab = Lab::isolated(way, settings(way));
+        let supplement = |lab: &mut Lab| {
+            let (rules, contents) = (lab.ruleset(), lab.rules.contents(&lab.index));
+            let everything = Thoroughness::Everything;
+            lab.table.supplement(&rules, &contents, &BTreeSet::new(), everything).unwrap()
+        };
+        // Another agent's table, and this one's first look at it.
+        assert_eq!(supplement(&mut lab), Change::None, "{way:?}");
+        let content = |lab: &Lab| {
+            let lines = listed(&lab.node, way).0;
+            lines
+                .lines()
+                .map(|line| line.split(" # handle").next().unwrap().to_owned())
+                .collect::<BTreeSet<_>>()
+        };
+        let before = content(&lab);
+        let empty = match way {
+            Way::Nft => [
+                format!(
+                    "for chain in $(nft list table {TABLE} | sed -n 's/^.chain \\([^ ]*\\) {{/\\1/p'); do nft flush chain {TABLE} $chain; done"
+                ),
+                format!(
+                    "for map in $(nft list table {TABLE} | sed -n 's/^.map \\([^ ]*\\) {{/\\1/p'); do nft flush map {TABLE} $map; done"
+                ),
+                format!(
+                    "for set in $(nft list table {TABLE} | sed -n 's/^.set \\([^ ]*\\) {{/\\1/p'); do nft flush set {TABLE} $set; done"
+                ),
+            ],
+            Way::Iptables(variant) => [
+                format!("iptables-{variant} -t mangle -F"),
+                "ipset flush".to_owned(),
+                format!(
+                    "iptables-{variant} -t mangle -F ISTIO_NP_INGRESS && ipset flush istio-np-ingress-v4"
+                ),
+            ],
+        };
+        for line in empty {
+            sh(&lab.node, &line);
+            assert_ne!(content(&lab), before, "{line}");
+            assert_ne!(supplement(&mut lab), Change::None, "{way:?} {line}");
+            assert_eq!(content(&lab), before, "{way:?} {line}");
+            assert_eq!(supplement(&mut lab), Change::None, "{way:?} {line}");
+        }
+        assert_isolated(&lab);
+    });
+}
