@@ -221,6 +221,12 @@ impl PodBook {
         self.pods.iter().filter(|(_, pod)| pod.rules.is_some()).map(|(name, _)| name)
     }
 
+    /// The same, and whether what leaves them is judged there only.
+    pub fn inside(&self) -> impl Iterator<Item = (&LocalName, bool)> {
+        let inside = self.pods.iter().filter(|(_, pod)| pod.rules.is_some());
+        inside.map(|(name, pod)| (name, pod.scope.all && pod.isolation.egress))
+    }
+
     /// How many pods are to have rules that they are not known to have.
     pub fn waiting(&self) -> usize {
         self.pods.values().filter(|pod| pod.waits()).count()

@@ -3,6 +3,7 @@
 mod failure;
 mod hearing;
 mod load;
+mod weak;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use policy::compile::{ClusterInterface, DenialAnswer};
 use policy::index::{LocalName, PolicyEffect, PolicyIndex};
 use ruleset::Backend;
 use telemetry::Scope;
+use tokio::sync::Notify;
 use tokio::task::JoinError;
 
 use crate::backends::Backends;
@@ -77,6 +79,10 @@ pub(crate) struct PodPointKeeper {
     attached: Mutex<BTreeMap<LocalName, Vec<IpAddr>>>,
     /// The interfaces that rules were loaded for.
     interfaces: Mutex<BTreeMap<LocalName, ClusterInterface>>,
+    /// Pods that can get past their rules, as it was told, and by which capabilities.
+    weak: Mutex<BTreeMap<PodRef, u64>>,
+    /// Rules have come into a pod.
+    more_inside: Notify,
     /// Pods that need more than they may have, as it was told.
     too_large: Mutex<BTreeSet<LocalName>>,
     /// Namespaces of pods in ambient mode, as that knows them.
@@ -213,6 +219,8 @@ impl PodPointKeeper {
             attached: Mutex::default(),
             interfaces: Mutex::default(),
             too_large: Mutex::default(),
+            weak: Mutex::default(),
+            more_inside: Notify::new(),
             tunnelled: Mutex::default(),
             hearing: PodHearing::new(),
             tunnel_loaded: OnceLock::new(),
@@ -242,7 +250,7 @@ impl PodPointKeeper {
     /// Works until it is aborted.
     pub(crate) async fn live(self: Arc<Self>) {
         let events = self.start_hearing();
-        tokio::join!(pods::work(self.clone()), self.hear(events));
+        tokio::join!(pods::work(self.clone()), self.clone().watch_weak(), self.hear(events));
     }
 
     /// Whether a pod is isolated, because its rules are not loaded yet or not known to be.
@@ -275,12 +283,17 @@ impl PodPointKeeper {
         self.interfaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn weak(&self) -> MutexGuard<'_, BTreeMap<PodRef, u64>> {
+        self.weak.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn too_large(&self) -> MutexGuard<'_, BTreeSet<LocalName>> {
         self.too_large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A pod is isolated because its policies need more than it may have.
     fn tell_too_large(&self, name: &LocalName, pod: &PodRef, found: usize) {
+        self.count_waiting();
         if !self.too_large().insert(name.clone()) {
             return;
         }

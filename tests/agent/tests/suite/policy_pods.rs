@@ -298,3 +298,43 @@ fn stay_small(nftables: bool) {
 fn a_pod_whose_policies_need_too_much_is_closed() {
     at_once([true, false], stay_small);
 }
+
+/// Who can get past rules of its own is told, once, by what its processes can do.
+#[test]
+fn pods_that_can_get_past_their_rules_are_told() {
+    let setup = Setup::new(true);
+    let status = |capabilities: &str| {
+        let given = format!("-all,{capabilities}");
+        let args = ["--bounding-set", &given, "--inh-caps", "-all", "cat", "/proc/self/status"];
+        let text = Command::new("setpriv").args(args).output().unwrap().stdout;
+        let path = setup.mesh.root().join("proc/2001/status");
+        std::fs::write(path, text).unwrap();
+    };
+    status("+chown,+net_raw");
+    setup.set_policy(&json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}));
+    let agent = setup.agent();
+    setup.wait("a policy isolates the pod", false, false);
+    let weak = |capability: &str| {
+        agent.metric(&format!("istio_cni_policy_weak_pods{{capability=\"{capability}\"}}")).unwrap_or(-1.0)
+    };
+    let told = || {
+        let events = setup.mesh.node.api.events();
+        let weak = events.iter().filter(|one| one["reason"] == "NetworkPolicyWeakPod");
+        weak.map(|one| one["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    until("it was looked", PATIENCE, || weak("net_admin") == 0.0, || agent.log().text()).unwrap();
+    assert_eq!((weak("net_raw"), told()), (0.0, Vec::new()), "nothing that it sends is judged");
+    agent.kill().unwrap();
+    status("+net_admin,+net_raw");
+    setup.set_policy(
+        &json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress", "Egress"]}),
+    );
+    let agent = setup.agent();
+    let weak = |capability: &str| {
+        agent.metric(&format!("istio_cni_policy_weak_pods{{capability=\"{capability}\"}}")).unwrap_or(-1.0)
+    };
+    until("it is told", PATIENCE, || told().len() == 1, || agent.log().text()).unwrap();
+    let text = told().remove(0);
+    assert!(text.contains("NET_ADMIN") && text.contains("NET_RAW"), "{text}");
+    assert_eq!(["net_admin", "net_raw"].map(weak), [1.0, 1.0]);
+}

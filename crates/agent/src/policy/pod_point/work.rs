@@ -150,6 +150,7 @@ impl PodPointKeeper {
         // While the book is held, so that a pod which goes now is forgotten after that.
         if is_new {
             self.hearing.add(name, at, kept);
+            self.more_inside.notify_one();
         } else if job.rules.is_none() {
             self.hearing.forget(name);
         }
@@ -166,7 +167,6 @@ impl PodPointKeeper {
         }
         self.guarded().remove(name);
         if is_too_large {
-            self.count_waiting();
             self.tell_too_large(name, key, found);
             return Err(PodPointFailure::TooMany { found, most });
         }
