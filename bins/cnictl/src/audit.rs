@@ -1,7 +1,8 @@
-//! `audit`: what was denied on this node.
+//! `audit`: what was denied on this node, and what tenants use.
 
 mod files;
 mod query;
+mod report;
 mod tail;
 mod top;
 mod usage;
@@ -13,7 +14,7 @@ use clap::Subcommand;
 use crate::output::VerbAnswer;
 pub(crate) use files::since;
 
-/// Show what was denied on this node
+/// Show what was denied on this node, and what tenants' pods have sent and received
 #[derive(Debug, clap::Args)]
 pub(crate) struct AuditArgs {
     #[command(subcommand)]
@@ -23,10 +24,11 @@ pub(crate) struct AuditArgs {
 #[derive(Debug, Subcommand)]
 enum AuditVerb {
     Tail(tail::TailArgs),
-    Usage(usage::UsageArgs),
     Query(query::QueryArgs),
     Top(top::TopArgs),
     Verify(verify::AuditVerifyArgs),
+    Usage(usage::UsageArgs),
+    Report(report::ReportArgs),
 }
 
 impl AuditArgs {
@@ -34,6 +36,7 @@ impl AuditArgs {
         match &self.verb {
             AuditVerb::Tail(args) => args.run(),
             AuditVerb::Usage(args) => args.run(),
+            AuditVerb::Report(args) => args.run(),
             AuditVerb::Query(args) => args.run(),
             AuditVerb::Top(args) => args.run(),
             AuditVerb::Verify(args) => args.run(),

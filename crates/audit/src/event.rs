@@ -289,6 +289,8 @@ mod tests {
     fn full() -> AuditEvent {
         let text = |text: &str| text.to_owned();
         let end = DenialEnd {
+            tenant: "red".to_owned(),
+            pod_uid: "1".to_owned(),
             namespace: text("shop"),
             pod_name: text("web"),
             ip: Some([10, 0, 0, 1].into()),

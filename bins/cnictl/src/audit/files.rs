@@ -21,7 +21,7 @@ use crate::output::columns;
 pub(super) const FILE: &str = "/var/log/istio-cni/audit.jsonl";
 const HEADS: [&str; 8] = ["TIME", "VERDICT", "FROM", "TO", "PROTOCOL", "DIRECTION", "POLICIES", "PACKETS"];
 const WIDE: [&str; 4] = ["TYPE", "RULE", "NODE", "SEQ"];
-const CSV: [&str; 20] = [
+const CSV: [&str; 22] = [
     "time",
     "end_time",
     "type",
@@ -42,6 +42,8 @@ const CSV: [&str; 20] = [
     "lost",
     "node",
     "seq",
+    "source_tenant",
+    "destination_tenant",
 ];
 
 /// How lines are written.
@@ -82,6 +84,12 @@ pub(super) struct Filters {
     /// With this pod at either end: namespace/name
     #[arg(long, value_name = "POD")]
     pod: Option<String>,
+    /// With a pod of this tenant at either end
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    /// And with one of this tenant at the other end
+    #[arg(long, value_name = "TENANT", requires = "tenant")]
+    peer: Option<String>,
     /// With an address of this block at either end
     #[arg(long, value_name = "BLOCK", value_parser = block)]
     cidr: Option<IpNet>,
@@ -193,8 +201,22 @@ impl Filters {
                 && self
                     .cidr
                     .is_none_or(|block| ends().any(|end| end.ip.is_some_and(|ip| block.contains(&ip))))
+                && self.are_meant(event)
                 && self.kind.as_ref().is_none_or(|kind| event.kind == *kind)
         }
+    }
+}
+
+impl Filters {
+    /// Whether the tenants of both ends are those that are asked for.
+    fn are_meant(&self, event: &AuditEvent) -> bool {
+        let tenant = |end: &Option<DenialEnd>| end.as_ref().map(|end| end.tenant.clone()).unwrap_or_default();
+        let [one, other] = [&event.connection.source, &event.connection.destination].map(tenant);
+        let is_it = |own: &str, peer: &str| {
+            self.tenant.as_deref().is_none_or(|wanted| wanted == own)
+                && self.peer.as_deref().is_none_or(|wanted| wanted == peer)
+        };
+        is_it(&one, &other) || is_it(&other, &one)
     }
 }
 
@@ -285,11 +307,13 @@ fn csv_row(event: &AuditEvent) -> Vec<String> {
         number(event.lost),
     ];
     row.extend(last.into_iter().chain([event.node.clone(), event.seq.to_string()]));
+    let tenant = |end: &Option<DenialEnd>| end.as_ref().map(|end| end.tenant.clone()).unwrap_or_default();
+    row.extend([&event.connection.source, &event.connection.destination].map(tenant));
     row
 }
 
 /// A cell that a spreadsheet takes as text: what begins as a formula does not.
-fn csv_cell(cell: &str) -> String {
+pub(super) fn csv_cell(cell: &str) -> String {
     let safe = if cell.starts_with(['=', '+', '-', '@']) { format!("'{cell}") } else { cell.to_owned() };
     match safe.contains([',', '"', '\n']) {
         true => format!("\"{}\"", safe.replace('"', "\"\"")),

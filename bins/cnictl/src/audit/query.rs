@@ -14,6 +14,9 @@ Examples:
   # Everything that a policy denied, for a table of another program
   cnictl audit query --policy shop/closed -o csv
 
+  # What was denied between two tenants, whichever of them began it?
+  cnictl audit query --tenant red --peer blue
+
   # Where packets are missing in the audit
   cnictl audit query --type audit_gap
 

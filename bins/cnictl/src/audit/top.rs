@@ -17,6 +17,9 @@ Examples:
   # Which pods are denied most today?
   cnictl audit top --by pod --since 24h
 
+  # Which tenants try to reach which?
+  cnictl audit top --by tenant
+
   # Which policies deny most of what this pod sends or gets?
   cnictl audit top --by policy --pod shop/web
 
@@ -33,6 +36,8 @@ enum TopBy {
     Pod,
     /// The other end
     Peer,
+    /// The tenants of both ends, the source first
+    Tenant,
 }
 
 /// How the table is written.
@@ -119,5 +124,14 @@ fn names(event: &AuditEvent, by: TopBy) -> Vec<String> {
         TopBy::Rule => policies.map(|policy| policy.id.clone()).into_iter().collect(),
         TopBy::Pod => vec![told(own)],
         TopBy::Peer => vec![told(peer)],
+        TopBy::Tenant => {
+            let tenant = |end: &Option<DenialEnd>| match end {
+                Some(end) if !end.tenant.is_empty() => end.tenant.clone(),
+                Some(end) if end.kind == "pod" => "(unassigned)".to_owned(),
+                Some(end) => format!("({})", end.kind),
+                None => "-".to_owned(),
+            };
+            vec![format!("{} to {}", tenant(&event.connection.source), tenant(&event.connection.destination))]
+        }
     }
 }

@@ -30,7 +30,7 @@ Exit codes: 0 shown, 1 failed, 2 wrong command line, 3 nothing was counted, 4 no
 
 /// How sums are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum UsageFormat {
+pub(super) enum UsageFormat {
     /// For people
     Table,
     /// For programs

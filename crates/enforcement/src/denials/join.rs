@@ -7,6 +7,7 @@ use std::sync::Arc;
 use facts::networkpolicy::PolicyProtocol;
 use policy::compile::{LoggedFate, log_number};
 use policy::index::{PolicyClass, PolicyEffect, PolicyIndex};
+use policy::tenancy::TENANT_LABEL;
 use policy::terms::{PolicyName, PolicyTerms, Section};
 use policy::{PolicyPod as _, Traffic, TrafficDirection, World as _, nearest_miss};
 use rundir::denials::{
@@ -118,7 +119,10 @@ fn end(
     let end = DenialEnd { ip: Some(address), port, ..DenialEnd::default() };
     if let Some(pod) = world.pod_at(address) {
         let (namespace, pod_name) = (pod.namespace().to_owned(), pod.name().to_owned());
-        return DenialEnd { namespace, pod_name, node: pod.node().to_owned(), kind: "pod".to_owned(), ..end };
+        let tenant = world.namespace_labels(&namespace).and_then(|labels| labels.get(TENANT_LABEL));
+        let tenant = tenant.unwrap_or_default().to_owned();
+        let (node, kind) = (pod.node().to_owned(), "pod".to_owned());
+        return DenialEnd { tenant, namespace, pod_name, node, kind, ..end };
     }
     match batch.node.contains(&address) {
         true => DenialEnd { node: own_node.to_owned(), kind: "node".to_owned(), ..end },

@@ -24,7 +24,14 @@ impl PolicyState {
     pub(crate) fn denied(&self, batch: &DenialBatch) -> Vec<DenialRecord> {
         let peers = self.sources.peers.read();
         let world = world(&peers, &self.local, &self.namespaces);
-        join(batch, &world, self.local.own_node(), (&self.index, &self.logged))
+        let mut records = join(batch, &world, self.local.own_node(), (&self.index, &self.logged));
+        let index = self.sources.cluster.index();
+        let ends = records.iter_mut().map(|record| &mut record.connection);
+        for end in ends.flat_map(|of| of.source.iter_mut().chain(&mut of.destination)) {
+            let pod = index.pod(&end.namespace, &end.pod_name);
+            end.pod_uid = pod.and_then(|pod| pod.uid()).unwrap_or_default().to_owned();
+        }
+        records
     }
 
     /// Tells of entries that do not count, once for each generation of a policy.

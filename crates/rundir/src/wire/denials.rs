@@ -114,12 +114,18 @@ impl DenialRecord {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DenialEnd {
+    /// The tenant that has the pod's namespace.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
     /// Of the pod.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub namespace: String,
     /// Of the pod.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub pod_name: String,
+    /// Of the pod, where it is one of the node that tells it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pod_uid: String,
     /// Its address, as the rules saw it.
     pub ip: Option<IpAddr>,
     /// Its port.

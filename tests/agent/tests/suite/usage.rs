@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::{Mesh, MeshPod};
-use testkit::{Agent, NODE_NAME, PATIENCE, PodObject, TestNetns, eventually};
+use testkit::{Agent, Launch, NODE_NAME, PATIENCE, PodObject, TestNetns, eventually};
 use usage::{USAGE_DIR, USAGE_STATE, UsageBook};
 
 use crate::denials::wire;
@@ -112,10 +112,13 @@ impl Counted {
     }
 
     fn start(&self, usage: &str) -> Agent {
+        self.launch(usage).ready().unwrap()
+    }
+
+    fn launch(&self, usage: &str) -> Launch<'_> {
         let agent = self.mesh.agent().env("AMBIENT_ENABLED", "false").env("POLICY_ENFORCEMENT", "on");
         let agent = agent.env("TENANTS_ENFORCEMENT", "on").env("POLICY_POINT", "node");
-        let agent = agent.env("NATIVE_NFTABLES", "true").env("USAGE", usage).env("USAGE_INTERVAL", "1s");
-        agent.ready().unwrap()
+        agent.env("NATIVE_NFTABLES", "true").env("USAGE", usage).env("USAGE_INTERVAL", "1s")
     }
 
     /// An agent that follows another one, and has begun to read what that one counted.
@@ -169,12 +172,7 @@ impl Counted {
 
     /// What `cnictl audit usage` tells.
     fn tool(&self, words: &str) -> (Option<i32>, String) {
-        let mut command = Command::new(testkit::programs().join("cnictl"));
-        command.args(["audit", "usage"]).args(words.split_whitespace()).arg(self.dir());
-        let output = command.output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
-        (output.status.code(), text(&output.stdout))
+        cnictl(&format!("audit usage {words} {}", self.dir().display()))
     }
 
     fn report(&self) -> Value {
@@ -182,6 +180,14 @@ impl Counted {
         assert!([Some(0), Some(3)].contains(&exit), "{text}");
         serde_json::from_str(&text).unwrap()
     }
+}
+
+fn cnictl(words: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(testkit::programs().join("cnictl"));
+    let output = command.args(words.split_whitespace()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+    (output.status.code(), text(&output.stdout))
 }
 
 fn has_table(pod: &MeshPod) -> bool {
@@ -401,5 +407,57 @@ fn what_is_missing_is_said() {
         Ok(())
     })
     .unwrap();
+    agent.stop().unwrap();
+}
+
+/// What is denied between tenants is told with both, found by both, and in the reports of both.
+#[test]
+fn what_is_denied_between_tenants_names_both() {
+    let mut run = Counted::new();
+    for (second, name, namespace) in [(1, "red", "red-web"), (2, "blue", "blue-api")] {
+        let object = tenant(name, second, &json!({"namespaces": [namespace]}));
+        run.mesh.node.api.set_object(Resource::NetworkTenants, object);
+    }
+    let log = run.mesh.node.state_dir().join("log/audit.jsonl");
+    let agent = run.launch("on").env("AUDIT_LOG", log.to_str().unwrap()).env("AUDIT_WINDOW", "1s");
+    let agent = agent.ready().unwrap();
+    run.add("red-web", "ra", true);
+    run.add("blue-api", "ba", true);
+    let (ra, ba) = (&run.pod("ra").pod, &run.pod("ba").pod);
+    let file = format!("--file {}", log.display());
+    let mut text = String::new();
+    eventually("it is denied and written", PATIENCE, || {
+        let to = (ba.ip, 8080).into();
+        let sent = ra.netns.enter(|_| TcpStream::connect_timeout(&to, Duration::from_millis(300)));
+        ensure!(sent.unwrap().is_err());
+        let exit;
+        (exit, text) = cnictl(&format!("audit query --tenant red --peer blue -o jsonl {file}"));
+        ensure!(exit == Some(0), "{exit:?}");
+        Ok(())
+    })
+    .unwrap();
+    let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let end = |side: &str| {
+        ["tenant", "pod_name", "pod_uid"].map(|key| line[side][key].as_str().unwrap().to_owned())
+    };
+    assert_eq!(end("source"), ["red", "ra", &ra.uid]);
+    assert_eq!(end("destination"), ["blue", "ba", &ba.uid]);
+    assert_eq!(cnictl(&format!("audit query --tenant blue --peer red {file}")).0, Some(0));
+    assert_eq!(cnictl(&format!("audit query --tenant red --peer green {file}")).0, Some(3));
+    let (_, top) = cnictl(&format!("audit top --by tenant {file}"));
+    assert!(top.contains("red to blue"), "{top}");
+    let report =
+        |words: &str| cnictl(&format!("audit report --usage {} {file} {words}", run.dir().display()));
+    let (exit, table) = report("--tenant red");
+    println!("{table}");
+    assert!(exit == Some(0) && table.contains("tenant:blue") && !table.contains("blue-api/ba"), "{table}");
+    assert!(report("--tenant red --reveal").1.contains("blue-api/ba"));
+    let (_, of_blue) = report("--tenant blue -o json");
+    let of_blue: Value = serde_json::from_str(&of_blue).unwrap();
+    let violation = &of_blue["violations"][0];
+    assert_eq!((&violation["direction"], &violation["peer_tenant"]), (&json!("ingress"), &json!("red")));
+    assert!(violation["denied"].as_u64().unwrap() > 0, "{of_blue}");
+    assert!(report("--tenant red -o csv").1.contains("violation,egress,tenant:blue,,,,"));
+    assert_eq!(report("--tenant green").0, Some(3));
     agent.stop().unwrap();
 }
