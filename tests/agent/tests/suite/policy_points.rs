@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::Mesh;
 use testkit::probe::{Flow, Listener, Listeners};
-use testkit::{Agent, PATIENCE, PodObject, TestNetns, until};
+use testkit::{Agent, PATIENCE, PodObject, TestNetns, at_once, until};
 
 use crate::mesh_render::cnictl;
 
@@ -37,8 +37,12 @@ impl Setup {
     }
 
     fn agent(&self) -> Agent {
+        self.agent_by("true")
+    }
+
+    fn agent_by(&self, native: &str) -> Agent {
         let agent = self.mesh.agent().env("AMBIENT_ENABLED", "false");
-        agent.env("NATIVE_NFTABLES", "true").env("POLICY_ENFORCEMENT", "on").ready().unwrap()
+        agent.env("NATIVE_NFTABLES", native).env("POLICY_ENFORCEMENT", "on").ready().unwrap()
     }
 
     /// A pod that runs; `attach` gives it `eth0`, with the pod's path and address, by commands in the node's namespace.
@@ -205,4 +209,101 @@ fn policies_are_enforced_where_the_pods_packets_are_seen() {
     }
     until("the pods are tested", PATIENCE, || unseen(&agent, "no_pair") == 2.0, String::new).unwrap();
     assert!(has_own_rules(&f) && !has_own_rules(&d));
+}
+
+/// Sends datagrams from each of the addresses to 198.51.100.9: as frames, which pass no rule of the pod, and by sockets where the address can be had.
+const SENDER: &str = "
+import socket, struct, sys
+gateway, port = bytes.fromhex(sys.argv[1].replace(':', '')), int(sys.argv[2])
+to = socket.inet_aton('198.51.100.9')
+for name in sys.argv[3:]:
+    ip = bytearray(struct.pack('!BBHHHBBH4s4s', 69, 0, 29, 7, 0, 64, 17, 0, socket.inet_aton(name), to))
+    total = sum(struct.unpack('!10H', ip))
+    total = (total & 65535) + (total >> 16)
+    ip[10:12] = struct.pack('!H', ~(total + (total >> 16)) & 65535)
+    packet = bytes(ip) + struct.pack('!HHHH', 4000, port, 9, 0) + b'x'
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    raw.sendto(packet, ('eth0', 0x800, 0, 0, gateway))
+    plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    plain.setsockopt(socket.IPPROTO_IP, 19, 1)
+    plain.bind((name, 0))
+    try: plain.sendto(b'y', ('198.51.100.9', port))
+    except OSError: pass
+";
+
+/// A pod may have every capability in its own namespace: at the node nothing of it gets through, whoever it says that it is.
+#[test]
+fn no_capability_gets_a_pod_past_the_nodes_rules() {
+    at_once(["true", "false"], |native| {
+        let mut setup = Setup::new();
+        let outside = TestNetns::new().unwrap();
+        let path = outside.path().display().to_string();
+        let host = &setup.mesh.host;
+        host.ip(&[
+            format!("link add out type veth peer name eth0 netns {path}"),
+            "address add 198.51.100.1/24 dev out".to_owned(),
+            "link set out up".to_owned(),
+        ])
+        .unwrap();
+        let up = [
+            "address add 198.51.100.9/24 dev eth0",
+            "link set eth0 up",
+            "route add default via 198.51.100.1",
+        ];
+        outside.ip(&up).unwrap();
+        let arrived = Listeners::start(&outside, [Listener::udp(PORT)]).unwrap();
+        let attach = |name: &'static str, address: &'static str| {
+            move |path: &str| {
+                vec![
+                    format!("link add {name} type veth peer name eth0 netns {path}"),
+                    format!("link set {name} up"),
+                    format!("address add 10.1.0.1/32 dev {name}"),
+                    format!("route add {address} dev {name}"),
+                ]
+            }
+        };
+        let [pod, _neighbour] = [("weak", "10.1.0.2"), ("other", "10.1.0.3")].map(|(name, address)| {
+            let pod = setup.pod(name, address, attach(name, address), "");
+            pod.ns.ip(&["route add 10.1.0.1 dev eth0", "route add default via 10.1.0.1"]).unwrap();
+            pod
+        });
+        let links = setup.mesh.host.run(Command::new("ip").args(["-j", "link", "show", "weak"])).unwrap();
+        let links: Value = serde_json::from_str(&links).unwrap();
+        let gateway = links[0]["address"].as_str().unwrap().to_owned();
+        // Its own address, its neighbour's, the node's, one that nobody has.
+        let claimed = ["10.1.0.2", "10.1.0.3", "10.1.0.1", "203.0.113.5"];
+        pod.ns
+            .ip(&claimed[1..].iter().map(|one| format!("address add {one}/32 dev eth0")).collect::<Vec<_>>())
+            .unwrap();
+        let send = || {
+            drop(arrived.take_records());
+            let args = ["-c", SENDER, &gateway, &PORT.to_string()];
+            pod.ns.run(Command::new("python3").args(args).args(claimed)).unwrap();
+            std::thread::sleep(Duration::from_millis(200));
+            let from = arrived.take_records();
+            from.iter().map(|record| record.arrival.peer.ip().to_string()).collect::<Vec<_>>()
+        };
+        // Nobody is believed to be the node itself, without rules either.
+        assert_eq!(send().len(), 2 * (claimed.len() - 1), "without policies all others arrive");
+        let sealed = json!({"metadata": {"namespace": "default", "name": "sealed"},
+            "spec": {"podSelector": {}, "policyTypes": ["Egress"]}});
+        setup.mesh.node.api.set_object(Resource::NetworkPolicies, sealed);
+        let agent = setup.agent_by(native);
+        let is_sealed = || send().is_empty();
+        until("nothing gets out", PATIENCE, is_sealed, || format!("{:?} {}", send(), agent.log().text()))
+            .unwrap();
+        // With NET_ADMIN it removes whatever may be in its namespace.
+        pod.ns.run(Command::new("nft").args(["flush", "ruleset"])).unwrap();
+        for _ in 0..3 {
+            assert_eq!(send(), Vec::<String>::new(), "{native}: {}", rules(&setup.mesh.host));
+        }
+        assert!(!has_own_rules(&pod), "it is the node that judges it");
+        // Where its policies let it out again it speaks for itself only.
+        setup.mesh.node.api.delete_object(Resource::NetworkPolicies, "default", "sealed");
+        let speaks = || {
+            let from = send();
+            !from.is_empty() && from.iter().all(|one| one == "10.1.0.2")
+        };
+        until("it speaks for itself", PATIENCE, speaks, || format!("{:?}", send())).unwrap();
+    });
 }
