@@ -288,3 +288,26 @@ fn the_two_ports_may_have_two_addresses() {
         assert!(error.contains("is not an IP address"), "{error}");
     }
 }
+
+/// What tenants' pods use is counted only where tenants are enforced.
+#[test]
+fn usage_needs_tenants() {
+    let with = |usage: &str, interval: &str, tenants: &str| {
+        let enforced = [("POLICY_ENFORCEMENT", tenants), ("TENANTS_ENFORCEMENT", tenants)];
+        let asked = [("USAGE", usage), ("USAGE_INTERVAL", interval)];
+        config(&[], &[enforced, asked].concat()).map(|config| config.usage)
+    };
+    assert_eq!(config(&[], &[]).unwrap().usage, None);
+    assert_eq!(with("off", "60s", "on"), Ok(None));
+    assert_eq!(with("on", "60s", "on"), Ok(Some(Duration::from_secs(60))));
+    for (usage, interval, tenants) in [
+        ("on", "60s", "off"),
+        ("yes", "60s", "on"),
+        ("on", "999ms", "on"),
+        ("on", "11m", "on"),
+        ("on", "x", "on"),
+    ] {
+        let error = with(usage, interval, tenants).unwrap_err();
+        assert!(error.contains("usage"), "{error}");
+    }
+}
