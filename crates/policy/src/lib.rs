@@ -37,6 +37,7 @@ pub use plain::{PlainKind, PlainPod, PlainWorld};
 pub use services::{MixedService, ServiceVerdicts, endpoints, service_verdicts};
 pub use terms::{PolicyName, PolicyTerms, RuleTerms, Section, TrafficDirection};
 pub use verdict::{
-    FlowVerdict, Ground, Judgement, MissedPart, RuleMiss, RuleRef, denies, nearest_miss, rule_misses, verdict,
+    FlowVerdict, Ground, Judgement, MissedPart, RuleMiss, RuleRef, denies, judgement, nearest_miss,
+    rule_misses, verdict,
 };
 pub use world::{PolicyPod, PolicyWorld, ServiceAddress, ServiceWorld, World};

@@ -131,14 +131,14 @@ pub(crate) fn may_reach<W: World>(world: &W, class: &[&PolicyTerms], peer: IpAdd
     end.decide(class, traffic).is_allowed()
 }
 
-/// Whether policies deny a connection at the end of a pod that they select, in the order in which they are judged. What is not said of it is that it
+/// What policies say of a connection at the end of a pod that they select, in the order in which they are judged. What is not said of it is that it
 /// goes through a tunnel, or comes from the pod's own node.
-pub fn denies<W: World>(
+pub fn judgement<W: World>(
     world: &W,
     direction: TrafficDirection,
     class: &[&PolicyTerms],
     flow: &PolicyFlow,
-) -> bool {
+) -> Judgement {
     let [source, destination] = [flow.source, flow.destination].map(|address| world.pod_at(address));
     let (own, peer) = match direction {
         TrafficDirection::Egress => ((flow.source, &source), (flow.destination, &destination)),
@@ -152,7 +152,17 @@ pub fn denies<W: World>(
         own: own.1.as_ref().map(|pod| (own.0, pod)),
         destination: destination.as_ref(),
     };
-    !end.decide(class, flow.traffic).is_allowed()
+    end.decide(class, flow.traffic)
+}
+
+/// Whether they deny it, as [`judgement`] says.
+pub fn denies<W: World>(
+    world: &W,
+    direction: TrafficDirection,
+    class: &[&PolicyTerms],
+    flow: &PolicyFlow,
+) -> bool {
+    !judgement(world, direction, class, flow).is_allowed()
 }
 
 fn is_same(one: &impl PolicyPod, other: &impl PolicyPod) -> bool {

@@ -12,6 +12,7 @@ mod policies;
 mod policy_traffic;
 mod report;
 mod sample;
+mod tenants;
 mod traffic;
 mod verification;
 mod verified;
@@ -55,6 +56,7 @@ fn run() -> Result<()> {
         verified::ALL,
         policies::ALL,
         policy_traffic::ALL,
+        tenants::ALL,
         operator::ALL,
     ];
     for measure in all.into_iter().flatten().filter(|measure| chosen(measure.name)) {

@@ -62,7 +62,7 @@ struct Scene {
 }
 
 /// What is heard of transactions in the node's namespace.
-struct Commits(KeptSockets);
+pub(crate) struct Commits(KeptSockets);
 
 fn group(label: usize, value: usize) -> Value {
     json!({"namespaceSelector": {}, "podSelector": {"matchLabels": {format!("k{label}"): format!("v{value}")}}})
@@ -138,7 +138,7 @@ impl Scene {
     }
 
     fn commits(&self) -> Result<Commits> {
-        Ok(Commits(KeptSockets::open(&Arc::new(Netns::open(self.mesh.host.path())?))?))
+        Commits::of(&self.mesh)
     }
 
     /// What the agent's threads use for some events, each carried out before the next: of an event.
@@ -156,8 +156,13 @@ impl Scene {
 // === impl Commits ===
 
 impl Commits {
+    /// In the node's namespace.
+    pub(crate) fn of(mesh: &Mesh) -> Result<Self> {
+        Ok(Self(KeptSockets::open(&Arc::new(Netns::open(mesh.host.path())?))?))
+    }
+
     /// When the last of the transactions was heard of that come now.
-    fn settled(&mut self) -> Result<Instant> {
+    pub(crate) fn settled(&mut self) -> Result<Instant> {
         let end = Instant::now() + LONGEST;
         let mut last = None;
         while last.is_none_or(|last: Instant| last.elapsed() < QUIET) {
@@ -176,7 +181,7 @@ impl Commits {
     }
 
     /// Forgets what was heard.
-    fn forget(&mut self) -> Result<()> {
+    pub(crate) fn forget(&mut self) -> Result<()> {
         std::thread::sleep(QUIET);
         self.0.take_events().map(drop)?;
         Ok(())
@@ -378,7 +383,7 @@ fn elements(host: &TestNetns) -> Result<usize> {
 }
 
 /// What goes when the table goes.
-fn kernel_memory(host: &TestNetns) -> Result<u64> {
+pub(crate) fn kernel_memory(host: &TestNetns) -> Result<u64> {
     let used = || -> Result<u64> {
         let text = std::fs::read_to_string("/proc/meminfo")?;
         let field = |name: &str| {

@@ -16,6 +16,7 @@ mod pods;
 mod policy;
 mod removal;
 mod show;
+mod tenants;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ use crate::pods::PodReport;
 use crate::policy::PolicyReport;
 use crate::removal::{Host, Made, RemovalReport};
 use crate::show::Screen;
+use crate::tenants::TenantReport;
 
 /// Shows what the plugin does: pods on a private node, and where their connections go.
 ///
@@ -68,6 +70,8 @@ enum Act {
     Drift,
     /// Network policies, from the first packet of a pod on
     Policy,
+    /// Two tenants, a grant, and the audit line of what is denied
+    Tenants,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -96,6 +100,7 @@ struct Acts {
     ambient: Vec<AmbientReport>,
     drift: Vec<DriftReport>,
     policy: Vec<PolicyReport>,
+    tenants: Vec<TenantReport>,
 }
 
 const BACKENDS: [Backend; 2] = [Backend::Nftables, Backend::Iptables];
@@ -156,7 +161,7 @@ fn run(cli: &Cli) -> Result<usize> {
     let before = Host::observe()?;
     let nftables = run_backend(Backend::Nftables, Detail::Full, &cli.bin_dir, screen)?;
     let iptables = run_backend(Backend::Iptables, Detail::Compact, &cli.bin_dir, screen)?;
-    let acts = Acts::play(&[Act::Ambient, Act::Drift, Act::Policy], &BACKENDS, cli, screen)?;
+    let acts = Acts::play(&[Act::Ambient, Act::Drift, Act::Policy, Act::Tenants], &BACKENDS, cli, screen)?;
     let after = Host::observe()?;
     let left: Vec<String> = [&nftables, &iptables]
         .iter()
@@ -209,6 +214,20 @@ fn play_policy(backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Vec<Po
         );
         let act = policy::run(&cli.bin_dir, *backend)?;
         screen.policy(&act);
+        acts.push(act);
+    }
+    Ok(acts)
+}
+
+fn play_tenants(backends: &[Backend], cli: &Cli, screen: Screen) -> Result<Vec<TenantReport>> {
+    let mut acts = Vec::new();
+    for backend in backends {
+        screen.heading(
+            &format!("Tenants, {}", backend.name()),
+            "red and blue are apart, blue's namespace lets red come on one port, and the audit file says what was denied",
+        );
+        let act = tenants::run(&cli.bin_dir, *backend)?;
+        screen.tenants(&act);
         acts.push(act);
     }
     Ok(acts)
@@ -323,6 +342,7 @@ impl Acts {
                 Act::Ambient => played.ambient = play_ambient(backends, cli, screen)?,
                 Act::Drift => played.drift = play_drift(backends, cli, screen)?,
                 Act::Policy => played.policy = play_policy(backends, cli, screen)?,
+                Act::Tenants => played.tenants = play_tenants(backends, cli, screen)?,
             }
         }
         Ok(played)
@@ -338,11 +358,13 @@ impl Acts {
     fn problems(&self) -> usize {
         let ambient = self.ambient.iter().map(|act| act.problems.len());
         let drift = self.drift.iter().map(|act| act.problems.len());
-        ambient.chain(drift).chain(self.policy.iter().map(|act| act.problems.len())).sum()
+        let policy = self.policy.iter().map(|act| act.problems.len());
+        ambient.chain(drift).chain(policy).chain(self.tenants.iter().map(|act| act.problems.len())).sum()
     }
 
     fn connections(&self) -> usize {
         let ambient: usize = self.ambient.iter().map(AmbientReport::connections).sum();
-        ambient + self.policy.iter().map(PolicyReport::connections).sum::<usize>()
+        let policy: usize = self.policy.iter().map(PolicyReport::connections).sum();
+        ambient + policy + self.tenants.iter().map(TenantReport::connections).sum::<usize>()
     }
 }

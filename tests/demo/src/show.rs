@@ -1,5 +1,7 @@
 //! How it looks: headings, tables, colours.
 
+mod tenants;
+
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;

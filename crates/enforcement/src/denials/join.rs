@@ -9,7 +9,10 @@ use policy::compile::{LoggedFate, log_number};
 use policy::index::{PolicyClass, PolicyEffect, PolicyIndex};
 use policy::tenancy::TENANT_LABEL;
 use policy::terms::{PolicyName, PolicyTerms, Section};
-use policy::{PolicyPod as _, Traffic, TrafficDirection, World as _, nearest_miss};
+use policy::{
+    FlowRoute, Ground, Judgement, PolicyFlow, PolicyPod as _, Traffic, TrafficDirection, World as _,
+    judgement, nearest_miss,
+};
 use rundir::denials::{
     DENIAL_SCHEMA, DenialEnd, DenialRecord, DeniedConnection, DeniedIcmp, DenyingPolicies, NearRule,
     POLICY_VIOLATION, POLICY_WOULD_DENY,
@@ -147,13 +150,22 @@ fn policies(
         Some(tried) => tried.iter().map(|terms| &terms.name).collect(),
         None => class.policies.iter().collect(),
     };
-    let terms = selecting.iter().filter_map(|name| index.terms(name)).map(|terms| &**terms);
-    let miss = nearest_miss(world, class.direction, terms, (flow.source, flow.destination, traffic));
+    let terms: Vec<&PolicyTerms> =
+        selecting.iter().filter_map(|name| index.terms(name)).map(|terms| &**terms).collect();
+    let (source, destination) = (flow.source, flow.destination);
+    let judged = PolicyFlow { source, destination, traffic, route: FlowRoute::Direct };
+    let Judgement { ground, audited, .. } = judgement(world, class.direction, &terms, &judged);
+    let rule = match &ground {
+        Ground::Denied(rule) => Some(rule),
+        _ => audited.as_ref(),
+    };
+    let miss = nearest_miss(world, class.direction, terms.into_iter(), (source, destination, traffic));
     let is_tenants = selecting.first().is_some_and(|name| name.section == Section::Tenant);
     DenyingPolicies {
         kind: if is_tenants { "NetworkTenant" } else { "NetworkPolicy" }.to_owned(),
         tier: if is_tenants { "tenant" } else { "np" }.to_owned(),
         default: !is_tenants,
+        rule: rule.map(|rule| rule.name.to_string()).unwrap_or_default(),
         selecting: selecting.into_iter().map(ToString::to_string).collect(),
         nearest_miss: miss.map(|miss| NearRule {
             policy: miss.policy.to_string(),

@@ -169,6 +169,9 @@ pub struct DenyingPolicies {
     /// What the log of the rule begins with, which tells it from others.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub id: String,
+    /// The rule that denies it, or would, where the policy gives its rules names, as tenants do.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rule: String,
     /// All of them, as namespace/name.
     pub selecting: Vec<String>,
     /// The rule that comes nearest to allow it.

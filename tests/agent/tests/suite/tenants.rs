@@ -74,18 +74,30 @@ impl Town {
         .unwrap();
     }
 
-    /// A pod of namespace `default` starts, and has processes then.
-    fn add(&mut self, name: &str) -> Answer {
+    /// A pod of namespace `default` that has not started yet; somebody listens in it already.
+    fn scheduled(&mut self, name: &str) -> String {
         let pod = self.mesh.sandbox("default", name).unwrap();
         wire(&self.mesh, &pod);
         let object = PodObject::named(&pod.name).uid(&pod.uid).label("app", name).on_node(NODE_NAME);
         self.mesh.node.api.set_pod(object.container("app"));
-        let call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path()).unwrap().at(pod.ip);
-        let answer = call.add().unwrap();
-        self.mesh.run(&pod).unwrap();
-        self.mesh.node.api.set_pod(pod.object(&[("app", name)], true));
         let listeners = Listeners::start(&pod.netns, [Listener::tcp(8080)]).unwrap();
         self.pods.push((pod, listeners));
+        name.to_owned()
+    }
+
+    fn call(&self, name: &str) -> Answer {
+        let pod = self.pod(name);
+        let call = PodCall::new(&self.mesh.node, &pod.name, &pod.uid, pod.netns.path()).unwrap();
+        call.at(pod.ip).add().unwrap()
+    }
+
+    /// A pod of namespace `default` starts, and has processes then.
+    fn add(&mut self, name: &str) -> Answer {
+        self.scheduled(name);
+        let answer = self.call(name);
+        let pod = self.pod(name);
+        self.mesh.run(pod).unwrap();
+        self.mesh.node.api.set_pod(pod.object(&[("app", name)], true));
         answer
     }
 
@@ -341,4 +353,57 @@ fn one_agent_writes_status_and_another_follows_it() {
         (&json!("agent-2"), &json!(1))
     );
     second.stop().unwrap();
+}
+
+/// A number of the environment: the usual run is short.
+fn from_environment(name: &str, usual: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// Of a pod of red.
+fn judged(name: &str) -> [(&str, &str, u16, bool); 3] {
+    [("ra", name, 8080, true), ("fa", name, 8080, false), (name, "fa", 8080, false)]
+}
+
+/// Verdicts stay while the API server is away, and pods that start then are judged from their first packet on.
+#[test]
+fn new_pods_are_judged_by_their_first_packet_also_while_the_api_server_is_away() {
+    let (away, pods) = (from_environment("AWAY_SECONDS", 2), from_environment("SOAK_PODS", 4));
+    at_once(vec!["node", "pod"], |point| {
+        let mut town = Town::new();
+        let red = json!({"namespaces": ["default", "red-web"]});
+        town.put(Resource::NetworkTenants, tenant("red", 1, &red));
+        town.put(Resource::NetworkTenants, tenant("blue", 2, &blue(true)));
+        let agent = town.agent().env("NATIVE_NFTABLES", "true").env("POLICY_POINT", point).ready().unwrap();
+        let apart = [("fa", "ra", 8080, false), ("ba", "ra", 8080, false), ("ra", "rb", 8080, false)];
+        town.wait_for("tenants are apart", &apart);
+        let names: Vec<String> = (0..pods).map(|number| town.scheduled(&format!("new{number}"))).collect();
+        let (early, late) = names.split_at(names.len() / 2);
+        let start = |town: &Town, name: &str, is_judged: bool| {
+            town.call(name);
+            // As soon as the runtime has its answer.
+            let found = ["fa", "ba", "ra"].map(|from| town.reaches(from, name, 8080));
+            assert!(!found[0] && !found[1], "{point}: {name}: {found:?}");
+            let pod = town.pod(name);
+            town.mesh.run(pod).unwrap();
+            town.mesh.node.api.set_pod(pod.object(&[("app", name)], true));
+            // Whoever is not judged yet is isolated.
+            town.wait_for("it is judged", &judged(name)[usize::from(!is_judged)..]);
+        };
+        early.iter().for_each(|name| start(&town, name, true));
+        town.mesh.node.api.stop();
+        std::thread::sleep(Duration::from_secs(away));
+        town.wait_for("nothing has changed", &apart);
+        // In their own namespaces pods are isolated until the API server tells that they run.
+        late.iter().for_each(|name| start(&town, name, point == "node"));
+        town.mesh.node.api.restart().unwrap();
+        town.wait_for("nothing has changed", &apart);
+        for name in late {
+            town.wait_for("it is judged", &judged(name));
+        }
+        println!(
+            "{point}: {pods} pods judged by their first packet, half of them in {away} s without the API server"
+        );
+        agent.stop().unwrap();
+    });
 }
