@@ -41,14 +41,6 @@ pub(super) fn local_set(family: Family) -> &'static str {
     }
 }
 
-/// The name of the set of addresses of Services.
-pub(super) fn service_set(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "istio-np-services-v4",
-        Family::V6 => "istio-np-services-v6",
-    }
-}
-
 /// In iptables, the set by which an address leads where a map would lead it.
 pub(super) fn leads_by(direction: TrafficDirection, family: Family, verdict: &MapVerdict) -> String {
     match verdict.chain() {
@@ -93,7 +85,6 @@ pub(super) fn sets(settings: EnforcementSettings) -> impl Iterator<Item = Set> {
         }
         Backend::Iptables => {
             sets.extend(in_both(closed_set));
-            sets.extend(FAMILIES.map(|family| of(service_set(family), family)));
         }
     }
     sets.into_iter().chain(FAMILIES.map(|family| of(local_set(family), family)))
@@ -175,13 +166,6 @@ fn of_iptables(settings: EnforcementSettings, judges_to_node: bool) -> Vec<Chain
     if judges_to_node {
         let mut to_node = vec![stays(pass)];
         to_node.extend(never_judged(settings, pass));
-        to_node.extend(FAMILIES.map(|family| {
-            let (set, keys) = (service_set(family).into(), KeyType::Address(family));
-            let to_service = Match::DestinationIn { set, keys, not: false };
-            // These rules are before IPVS.
-            let why = "what is for a Service is judged where its endpoint is known";
-            Rule::new(vec![to_service], pass.clone(), why)
-        }));
         to_node.extend(led(ChainRole::Decide, TrafficDirection::Egress));
         chains.extend(led_to(ChainRole::Decide, "input", Hook::Input, to_node));
     }

@@ -203,17 +203,6 @@ fn is_judged_by_settings(backend: Backend) {
 }
 
 #[test]
-fn what_is_for_a_service_is_left_to_where_ipvs_sends_it_on() {
-    let mut node = isolated(settings(Backend::Iptables));
-    let mut services = ruleset::SetDelta::default();
-    services.add(Key::Address("10.96.0.1".parse().unwrap()));
-    node.contents.apply("istio-np-services-v4", &services);
-    let dropped = ["10.96.0.1", "192.0.2.1"]
-        .map(|to| is_dropped(&(node.clone(), Backend::Iptables), &tcp("10.0.0.1", to), Hook::Input));
-    assert_eq!(dropped, [false, true]);
-}
-
-#[test]
 fn the_own_node_is_who_sends_from_it_and_is_no_pod() {
     for backend in BACKENDS {
         is_own_node(backend);
