@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
@@ -73,6 +74,7 @@ pub(crate) fn finish(result: Result<VerbAnswer>) -> ExitCode {
     if let Some(problem) = answer.problem {
         // Nobody is left to tell when standard error is closed.
         let text = format!("{} {problem}", paint_if(io::stderr().is_terminal(), "error:", Colour::Red));
+        let text = fitted_to(&io::stderr(), text);
         let _ = writeln!(io::stderr(), "{}", printable(&text));
     }
     match printed {
@@ -127,6 +129,55 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
         out.push('\n');
         out
     })
+}
+
+/// The text as it fits the terminal, where standard output is one: longer lines are broken at blanks. What a program reads stays as it is.
+pub(crate) fn fitted(text: String) -> String {
+    fitted_to(&io::stdout(), text)
+}
+
+fn fitted_to(stream: &(impl AsFd + io::IsTerminal), text: String) -> String {
+    let size = stream.is_terminal().then(|| rustix::termios::tcgetwinsize(stream).ok()).flatten();
+    match size.map(|size| usize::from(size.ws_col)) {
+        Some(width @ LEAST_WIDTH..) => {
+            let lines: Vec<String> = text.lines().map(|line| broken(line, width)).collect();
+            lines.join("\n") + if text.ends_with('\n') { "\n" } else { "" }
+        }
+        _ => text,
+    }
+}
+
+/// A narrower terminal breaks lines by itself; one that does not know its width says 0.
+const LEAST_WIDTH: usize = 40;
+/// Most blanks before what goes on in another line.
+const MAX_INDENT: usize = 24;
+
+/// What goes on stands below the text that it belongs to: behind the first gap between columns, else a little to the right. A longer word, such as a
+/// path, stays whole.
+fn broken(line: &str, width: usize) -> String {
+    if width_of(line) <= width {
+        return line.to_owned();
+    }
+    let blanks = line.len() - line.trim_start_matches(' ').len();
+    let gap = line[blanks..].find("  ").map(|at| blanks + at);
+    let after_gap = gap.map(|at| {
+        let (head, rest) = line.split_at(at);
+        width_of(head) + rest.len() - rest.trim_start_matches(' ').len()
+    });
+    let indent = after_gap.filter(|indent| *indent <= MAX_INDENT).unwrap_or(blanks + 4);
+    let (mut out, mut column) = (String::new(), 0);
+    for word in line.split_inclusive(' ') {
+        let length = width_of(word.trim_end_matches(' '));
+        if length > 0 && column > indent && column + length > width {
+            out.truncate(out.trim_end_matches(' ').len());
+            out.push('\n');
+            out.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        }
+        out.push_str(word);
+        column += width_of(word);
+    }
+    out
 }
 
 /// Characters that are seen: colours are not.
@@ -211,6 +262,22 @@ mod tests {
         let painted = paint_if(true, "ab", Colour::Red);
         let rows = [vec![painted.clone(), "x".to_owned()], vec!["abc".to_owned(), "y".to_owned()]];
         assert_eq!(columns(&rows), format!("{painted}    x\nabc   y\n"));
+    }
+
+    #[test]
+    fn lines_are_broken_at_blanks_below_the_text_that_they_belong_to() {
+        for (line, expected) in [
+            ("short", "short"),
+            (
+                "  x conf-dir: it is not there and so on",
+                "  x conf-dir: it is\n      not there and so\n      on",
+            ),
+            ("Agent   version 1, pid 7, ready", "Agent   version 1,\n        pid 7, ready"),
+            ("a /one/very/long/path/of/a/file b", "a\n    /one/very/long/path/of/a/file\n    b"),
+            ("shop   web   none   no-proxy   -", "shop   web   none\n       no-proxy   -"),
+        ] {
+            assert_eq!(broken(line, 20), expected);
+        }
     }
 
     #[test]

@@ -23,8 +23,6 @@ use serve::UnixSocket;
 const POLL: Duration = Duration::from_millis(50);
 /// How long the end of an agent before this one may take before it is news that there is one.
 const GRACE: Duration = Duration::from_secs(1);
-/// Largest file of a holder that is read, in bytes.
-const MAX_HOLDER: usize = 4096;
 /// How long an agent at its end looks whether the one that waits ends as well.
 const BOTH_END: Duration = Duration::from_secs(1);
 /// How long an agent of before may take to say its version.
@@ -180,8 +178,7 @@ fn try_lock(dir: &Path, name: &str) -> io::Result<Option<File>> {
 
 /// Whether a process holds the lock. Looks without making a file.
 fn is_locked(dir: &Path, name: &str) -> bool {
-    let Ok(file) = trusted::open(&dir.join(name), Links::Refused) else { return false };
-    flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    rundir::holder(dir, name).is_ok_and(|holder| holder.is_some())
 }
 
 fn open_file(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
@@ -196,8 +193,7 @@ fn write_holder(path: &Path, holder: &Holder) -> io::Result<()> {
 
 /// Who says to hold it: what is not understood names nobody.
 fn read_holder(dir: &Path, name: &str) -> Holder {
-    let text = trusted::read(&dir.join(name), Links::Refused, MAX_HOLDER);
-    text.ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    rundir::holder(dir, name).ok().flatten().unwrap_or_default()
 }
 
 #[cfg(test)]

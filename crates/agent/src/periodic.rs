@@ -8,7 +8,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use checks::{CheckFinding, CheckResult, CheckState};
+use checks::{CheckFinding, CheckResult, CheckSpec, CheckState, catalogue};
 use metrics::CheckEnd;
 use tokio::sync::oneshot;
 
@@ -58,6 +58,18 @@ impl NodeCheck {
             Self::Ztunnel => "ztunnel",
             Self::Api => "api",
             Self::Dns => "dns",
+        }
+    }
+
+    /// What it looks at first: of a look that does not end, that is what is told.
+    fn first(self) -> &'static CheckSpec {
+        match self {
+            Self::Config => &catalogue::CONFLIST,
+            Self::Kernel => &catalogue::NFTABLES,
+            Self::Rules => &catalogue::PODS,
+            Self::Ztunnel => &catalogue::ZTUNNEL,
+            Self::Api => &catalogue::API,
+            Self::Dns => &catalogue::DNS,
         }
     }
 
@@ -160,7 +172,8 @@ fn timed_out(agent: &Agent, check: NodeCheck) {
     if check == NodeCheck::Config {
         agent.metrics.config_state(doctor::installation::ConfigState::Error.word());
     }
-    note(agent, check, CheckOutcome { finding, results: Vec::new() }, CheckEnd::Timeout);
+    let results = vec![finding.clone().of(check.first(), LIMIT.as_secs_f64())];
+    note(agent, check, CheckOutcome { finding, results }, CheckEnd::Timeout);
 }
 
 /// Keeps what a check came to, and tells of it where it is news.
@@ -194,8 +207,6 @@ fn spread(interval: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use checks::catalogue;
-
     use super::*;
 
     #[test]

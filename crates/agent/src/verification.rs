@@ -91,6 +91,8 @@ pub(crate) struct ExpectedPod {
     pub(crate) mode: DataPlaneMode,
     /// When it started, where that is known.
     pub(crate) born: Option<SystemTime>,
+    /// What failed when it was to be captured, in words.
+    pub(crate) trouble: Option<String>,
     /// What is compared, or why nothing can be.
     pub(crate) target: Result<VerificationTarget, VerificationState>,
 }

@@ -58,6 +58,7 @@ catalogue! {
     RUN_DIR Installation "installation.run-dir", "the run directory: there, writable, with space", "the-run-directory";
     SOCKETS Installation "installation.sockets", "the sockets between plugin and agent", "the-agents-sockets";
     AGENT Installation "installation.agent", "whether an agent answers, and is ready", "the-agent-does-not-answer";
+    SECOND_AGENT Installation "installation.second-agent", "whether another agent waits for the place of the one that works here", "a-second-agent";
     AGENT_NOTICES Installation "installation.notices", "what the agent says although it is ready", "the-agent-is-not-ready";
     OTHER_MESHES Meshes "meshes.others", "plugins of other meshes in the CNI configuration", "other-meshes";
     CILIUM Meshes "meshes.cilium", "options of Cilium that undo ours", "cilium";
@@ -70,6 +71,7 @@ catalogue! {
     NODE_NAME Cluster "cluster.node", "whether the API server knows a node of this name", "the-name-of-the-node";
     PODS Pods "pods.verified", "which pods should be captured, and which are", "a-pod-is-not-captured";
     POD_CONFLICTS Pods "pods.conflicts", "rules and programs of others in pods' network namespaces", "rules-of-others-in-a-pod";
+    NOT_INJECTED Pods "pods.injection", "pods whose labels ask for a proxy and that have none", "a-pod-without-the-proxy-that-it-asks-for";
     UNCAPTURED Pods "pods.uncaptured", "pods that the failure policy let start without capture", "pods-without-capture";
     ZTUNNEL Host "host.ztunnel", "whether a ztunnel is connected to the agent", "ztunnel";
     PROBE Host "host.probe", "whether a probe from the node reaches a pod's network namespace", "a-firewall-on-the-node";

@@ -1,5 +1,6 @@
 //! The plugin on the node: configuration, program, kubeconfig, directories.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -69,6 +70,7 @@ pub fn look(node: &NodeFiles, source: Option<&Path>) -> InstallationLook {
         timed(&catalogue::PLUGIN, || plugin(node, &installed, source)),
         timed(&catalogue::KUBECONFIG, || kubeconfig(node, &installed, SystemTime::now())),
         timed(&catalogue::RUN_DIR, || run_dir(node)),
+        timed(&catalogue::SECOND_AGENT, || second_agent(&node.run_dir)),
     ];
     let is_bad =
         |result: &CheckResult| result.state == CheckState::Failed && result.id != catalogue::CONFLIST.id;
@@ -100,6 +102,20 @@ fn run_dir(node: &NodeFiles) -> CheckFinding {
         &node.run_dir,
         "look at the node's /var/run and at the volume cni-run-dir of the DaemonSet istio-cni-node",
     )
+}
+
+/// Whether an agent waits for the end of the one that works on this node.
+fn second_agent(run_dir: &Path) -> CheckFinding {
+    match rundir::holder(run_dir, rundir::NEXT_LOCK_NAME) {
+        Ok(None) => CheckFinding::ok("no other agent waits for this node"),
+        Ok(Some(holder)) => CheckFinding::warning(
+            format!("another agent waits for this node: {holder}"),
+            "remove one of the two DaemonSets; after an update it is gone within seconds",
+        ),
+        Err(error) => {
+            CheckFinding::unknown(format!("whether another agent waits for this node is not known: {error}"))
+        }
+    }
 }
 
 /// The configuration that runtimes choose, by what is installed.
@@ -187,6 +203,10 @@ fn plugin(node: &NodeFiles, installed: &Installed, source: Option<&Path>) -> Che
     };
     for program in &installed.programs {
         let path = program.path.display();
+        // What of it is still there may answer.
+        if is_cut(&program.path) {
+            return CheckFinding::failed(format!("{path} is truncated: its end is not there"), AGAIN);
+        }
         if let Err(error) = &program.versions {
             let text = if program.path.exists() {
                 format!("{path} does not run: {error}")
@@ -219,6 +239,22 @@ fn plugin(node: &NodeFiles, installed: &Installed, source: Option<&Path>) -> Che
             env!("CARGO_PKG_VERSION")
         )),
     }
+}
+
+/// Whether the table of sections, which linkers put at the end of a program, lies behind the end of the file. elf(5): its place is at byte 40 of a
+/// 64-bit program, the length of an entry and their number at 58 and 60. Both architectures of ours have the low byte first.
+fn is_cut(path: &Path) -> bool {
+    let mut head = [0_u8; 64];
+    let Ok(mut file) = trusted::open(path, Links::Followed) else { return false };
+    let Ok(length) = file.metadata().map(|metadata| metadata.len()) else { return false };
+    if file.read_exact(&mut head).is_err() || !head.starts_with(b"\x7fELF\x02\x01") {
+        return false;
+    }
+    let number = |from: usize, bytes: usize| {
+        head[from..from + bytes].iter().rev().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let (at, entry, entries) = (number(40, 8), number(58, 2), number(60, 2));
+    at.saturating_add(entry * entries) > length
 }
 
 /// What cannot be read is not known to differ.

@@ -47,7 +47,7 @@ pub fn look(node: &NodeFiles, asked: KernelDemand) -> Vec<CheckResult> {
     add(&catalogue::IPTABLES, &|| by_iptables(&support, usable.as_ref(), asked));
     add(&catalogue::EVENTS, &events);
     add(&catalogue::CONNTRACK, &|| conntrack(&sysctl));
-    add(&catalogue::IPV6, &|| ipv6(&sysctl, asked));
+    add(&catalogue::IPV6, &|| ipv6(&sysctl, asked.ipv6));
     add(&catalogue::NAMESPACES, &|| namespaces(&sysctl));
     add(&catalogue::OPEN_FILES, &|| open_files(&node.proc, asked.agent));
     add(&catalogue::MODULES, &|| modules::look(&node.modules, &support));
@@ -168,13 +168,14 @@ fn fill(count: u64, max: u64) -> CheckFinding {
     }
 }
 
-fn ipv6(sysctl: &Path, asked: KernelDemand) -> CheckFinding {
+/// Whether IPv6 is on in this network namespace, and whether ambient mode captures it, where that is known.
+pub fn ipv6(sysctl: &Path, captured: Option<bool>) -> CheckFinding {
     let off = match std::fs::read_to_string(sysctl.join("net/ipv6/conf/all/disable_ipv6")) {
         Ok(text) => text.trim() == "1",
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
         Err(error) => return CheckFinding::unknown(format!("it cannot be read whether IPv6 is on: {error}")),
     };
-    match (off, asked.ipv6) {
+    match (off, captured) {
         (true, Some(true)) => CheckFinding::failed(
             "IPv6 is off in the kernel, and ambient mode is to capture it (AMBIENT_IPV6)",
             "set ambient.ipv6 of the chart to false, or switch IPv6 on",
@@ -206,6 +207,11 @@ fn open_files(proc: &Path, agent: Option<u32>) -> CheckFinding {
     if name.trim() != "install-cni" {
         return CheckFinding::skipped("the agent's process cannot be told from here; ask in its container");
     }
+    open_files_of(&process)
+}
+
+/// How many files an agent may have open, by its directory in procfs.
+pub fn open_files_of(process: &Path) -> CheckFinding {
     let Ok(limits) = std::fs::read_to_string(process.join("limits")) else {
         return CheckFinding::unknown("the limits of the agent's process cannot be read");
     };

@@ -10,12 +10,14 @@
 //! `GET /v1/policy/denials` is answered with [`denials::DenialsReport`], with `?after=<number>` of newer records only; `GET /v1/policy/state` with
 //! [`policy::PolicyStateReport`]; `GET /v1/recent` with [`recent::RecentReport`].
 
+mod lock;
 pub mod note;
 mod wire;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use lock::holder;
 pub use wire::{AgentStatus, AmbientOptions, Holder, OperationReport, Outcome, Phases};
 pub use wire::{denials, pods, policy, recent};
 

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use checks::{CheckFinding, CheckReport, CheckResult, catalogue};
+use checks::{CheckFinding, CheckReport, CheckResult, CheckSpec, catalogue};
 use doctor::dns::ClusterDns;
 use doctor::kernel_parts::KernelDemand;
 use doctor::{NodeFiles, server, timed};
 use podsource::AgentSource;
 use rundir::AgentStatus;
-use rundir::pods::{ConflictReport, ConflictsReport, PodsReport};
+use rundir::pods::{ConflictReport, ConflictsReport, PodReport, PodsReport};
 
 use crate::node::agent::{self, Silence};
 use crate::output::one_line;
@@ -78,6 +78,7 @@ impl AskedAgent {
             timed(&catalogue::AGENT_NOTICES, || self.notices()),
             timed(&catalogue::PODS, || self.verified()),
             timed(&catalogue::POD_CONFLICTS, || self.conflicts(true)),
+            timed(&catalogue::NOT_INJECTED, || self.not_injected()),
             timed(&catalogue::UNCAPTURED, || uncaptured(run_dir)),
             timed(&catalogue::HOST_RULES, || self.conflicts(false)),
             timed(&catalogue::PORTS, || self.notice("port: ", "the agent has its ports")),
@@ -168,7 +169,7 @@ impl AskedAgent {
         let unverified = expected.iter().filter(|pod| pod.state != VERIFIED);
         let (bad, open): (Vec<_>, Vec<_>) =
             unverified.partition(|pod| ["drifted", "contended"].contains(&pod.state.as_str()));
-        let name = |pod: &&&rundir::pods::PodReport| {
+        let name = |pod: &&&PodReport| {
             let why = if pod.problem.is_empty() { &pod.state } else { &pod.problem };
             format!("{}/{} ({})", pod.namespace, pod.name, one_line(why))
         };
@@ -188,14 +189,35 @@ impl AskedAgent {
         }
     }
 
+    /// Their labels ask for a proxy, and the injector has not handled them.
+    fn not_injected(&self) -> CheckFinding {
+        let Some(report) = &self.pods else { return self.unanswered() };
+        let of: Vec<&PodReport> = report.pods.iter().filter(|pod| pod.is_not_injected()).collect();
+        let name = |pod: &&PodReport| format!("{}/{} ({})", pod.namespace, pod.name, one_line(&pod.decision));
+        match of.as_slice() {
+            [] if !report.synced => CheckFinding::unknown("the agent has not listed the pods yet"),
+            [] => CheckFinding::ok("no pod asks for a proxy without having one"),
+            of => CheckFinding::failed(
+                format!("{} pods run outside of the mesh: {}", of.len(), some(of.iter().map(name).collect())),
+                "see that the injector runs, and create the pods again",
+            ),
+        }
+    }
+
+    /// A result of the agent's own, where it has made this check.
+    pub(super) fn own(&self, check: &CheckSpec) -> Option<CheckResult> {
+        self.checks.as_ref()?.items.iter().find(|item| item.id == check.id).cloned()
+    }
+
     fn conflicts(&self, of_pods: bool) -> CheckFinding {
         let Some(report) = &self.conflicts else { return self.unanswered() };
-        let meant =
-            |conflict: &&ConflictReport| conflict.pod.is_some() == of_pods && conflict.severity != "info";
+        let meant = |conflict: &&ConflictReport| {
+            conflict.pod.is_some() == of_pods && conflict.severity != "info" && !conflict.gone
+        };
         let found: Vec<&ConflictReport> = report.conflicts.iter().filter(meant).collect();
         let text = |conflict: &&ConflictReport| {
             let place = conflict.pod.as_ref().map_or_else(|| "node".to_owned(), ToString::to_string);
-            format!("{place}: {}", conflict.id)
+            format!("{place}: {} by \"{}\"", conflict.id, one_line(&conflict.foreign))
         };
         if found.is_empty() {
             return CheckFinding::ok("nothing of others changes what rules of the mesh do");

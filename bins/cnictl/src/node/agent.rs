@@ -1,6 +1,6 @@
 //! What the node agent says of itself and leaves in its run directory.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,10 +8,7 @@ use http1::Deadline;
 use podsource::{AgentSource, Cause};
 use rundir::pods::PodsReport;
 use rundir::{AgentStatus, FACTS_DIR, Holder, LOCK_NAME, UNCAPTURED_DIR, note};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use serde::Serialize;
-use trusted::Links;
 
 use crate::configuration::AGENT_PATIENCE;
 
@@ -19,9 +16,6 @@ use crate::configuration::AGENT_PATIENCE;
 const MAX_FILES: usize = 100_000;
 /// Most notes that are read for the names of their pods.
 const MAX_NOTES: usize = 100;
-
-/// Largest file of an agent's lock that is read, in bytes.
-const MAX_HOLDER: u64 = 4096;
 
 /// One socket of the run directory.
 #[derive(Debug, Serialize)]
@@ -73,13 +67,7 @@ pub(crate) fn sockets(run_dir: &Path) -> Vec<RunDirSocket> {
 
 /// The agent that works on this node, by the lock that it holds.
 pub(super) fn holder(run_dir: &Path) -> Option<Holder> {
-    let file = trusted::open(&run_dir.join(LOCK_NAME), Links::Refused).ok()?;
-    if flock(&file, FlockOperation::NonBlockingLockShared) != Err(Errno::WOULDBLOCK) {
-        return None;
-    }
-    let mut text = Vec::new();
-    let _ = file.take(MAX_HOLDER).read_to_end(&mut text);
-    Some(serde_json::from_slice(&text).unwrap_or_default())
+    rundir::holder(run_dir, LOCK_NAME).ok().flatten()
 }
 
 impl RunDirSocket {

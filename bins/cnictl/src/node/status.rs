@@ -13,7 +13,7 @@ use anyhow::Result;
 use super::places::PlaceArgs;
 use crate::chain::RunArgs;
 use crate::configuration::ConfigurationArgs;
-use crate::output::{Format, Usage, VerbAnswer, one_line, structured};
+use crate::output::{Format, Usage, VerbAnswer, fitted, one_line, structured};
 use report::StatusReport;
 pub(crate) use words::short;
 
@@ -83,7 +83,7 @@ impl StatusArgs {
         let report = StatusReport::look(&places);
         let text = match self.chain.output {
             Format::Json | Format::Yaml => structured(self.chain.output, &report)?,
-            Format::Table | Format::Wide => report.table(&places),
+            Format::Table | Format::Wide => fitted(report.table(&places)),
         };
         Ok(match report.verdict.problems.as_slice() {
             [] if report.not_looked_at.is_empty() => VerbAnswer::text(text),

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::chain::seconds;
-use crate::output::{Colour, Format, Usage, VerbAnswer, columns, paint, print_now, structured};
+use crate::output::{Colour, Format, Usage, VerbAnswer, columns, fitted, paint, print_now, structured};
 
 /// Exit code where there is nothing to show, or nothing that should be captured.
 pub(crate) const NOTHING: u8 = 3;
@@ -142,7 +142,7 @@ impl<T: Serialize + Clone + PartialEq> ResourceList<T> {
             ListFormat::Yaml => structured(Format::Yaml, &document),
             ListFormat::Name => Ok(items.iter().map(|item| (self.name)(item) + "\n").collect()),
             ListFormat::Table | ListFormat::Wide => {
-                Ok(self.table(args, items, !args.no_headers) + &around.after)
+                Ok(fitted(self.table(args, items, !args.no_headers) + &around.after))
             }
         }
     }

@@ -39,7 +39,7 @@ fn wrong(machine: &Machine) -> (Vec<(String, String)>, i32) {
 type Inject = fn(&Machine);
 
 #[test]
-fn a_healthy_node_is_all_right_and_each_fault_is_named() {
+fn a_healthy_node_is_all_right_and_a_fault_is_named_also_in_one_line() {
     let (machine, agent) = healthy();
     assert_eq!(wrong(&machine), (Vec::new(), 0));
     let short = machine.run(&format!("doctor -o short {SECTIONS}"));
@@ -58,40 +58,12 @@ fn a_healthy_node_is_all_right_and_each_fault_is_named() {
     }
     drop((machine, agent));
 
-    let faults: [(&str, Inject, &str, &str); 10] = [
-        (
-            "conflist stomped",
-            |m| drop(m.files.write("net.d/10-calico.conflist", CALICO)),
-            "installation.conflist",
-            "is not in it",
-        ),
-        (
-            "conflist broken",
-            |m| drop(m.files.write("net.d/10-calico.conflist", "{")),
-            "installation.conflist",
-            "10-calico.conflist",
-        ),
+    let faults: [(&str, Inject, &str, &str); 4] = [
         (
             "another file sorts first",
             |m| drop(m.files.write("net.d/05-new.conflist", CALICO)),
             "installation.conflist",
             "05-new.conflist",
-        ),
-        (
-            "a file that no agent changes comes first",
-            |m| {
-                drop(
-                    m.files.write("net.d/00-a.json", r#"{"name":"a","cniVersion":"1.0.0","type":"bridge"}"#),
-                );
-            },
-            "installation.conflist",
-            "00-a.json",
-        ),
-        (
-            "conf dir missing",
-            |m| fs::remove_dir_all(m.path("net.d")).unwrap(),
-            "installation.conf-dir",
-            "is not there",
         ),
         (
             "run dir missing",
@@ -100,24 +72,12 @@ fn a_healthy_node_is_all_right_and_each_fault_is_named() {
             "is not there",
         ),
         (
-            "plugin truncated",
-            |m| drop(m.files.write("bin/istio-cni", "\x7fELF")),
-            "installation.plugin",
-            "does not run",
-        ),
-        (
             "plugin gone",
             |m| fs::remove_file(m.path("bin/istio-cni")).unwrap(),
             "installation.plugin",
             "is not there",
         ),
         ("agent gone", |_| {}, "installation.agent", "no agent answers"),
-        (
-            "socket removed",
-            |m| fs::remove_file(m.path("run/log.sock")).unwrap(),
-            "installation.sockets",
-            "log.sock",
-        ),
     ];
     at_once(faults, |(name, inject, id, part)| {
         let (machine, agent) = healthy();

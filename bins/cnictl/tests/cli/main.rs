@@ -26,6 +26,7 @@ mod render;
 mod schema;
 mod status;
 mod tenants;
+mod terminal;
 mod trace;
 mod uninstall;
 

@@ -212,7 +212,7 @@ impl Ambient {
                 Ok(())
             }
             Err(failure) => {
-                self.telling.troubles.note(&key.uid, failure.reason());
+                self.telling.troubles.note(&key.uid, failure.reason(), fault::message(&failure));
                 if let Some(message) = self.note_waiting(&key, &failure) {
                     let ambient = self.clone();
                     tokio::spawn(async move { ambient.tell_that_it_waits(&key, &message).await });

@@ -70,7 +70,7 @@ impl Ambient {
     /// The log hears of each failure that is the pod's own, and of the number of pods where it is the node's. The pod's events hear of what
     /// somebody has to do something about.
     pub(super) async fn tell(&self, key: &PodRef, failure: &AmbientFailure, attempt: u32) {
-        self.telling.troubles.note(&key.uid, failure.reason());
+        self.telling.troubles.note(&key.uid, failure.reason(), fault::message(failure));
         self.log.debug(failure, &[("pod", key)]);
         if failure.cause().is_some() {
             if let Some(message) = self.note_waiting(key, failure) {

@@ -17,14 +17,23 @@ pub(crate) struct Troubles(Mutex<HashMap<String, Trouble>>);
 struct Trouble {
     /// Absent when it is over.
     reason: Option<&'static str>,
+    /// The same in words, as people read them.
+    text: String,
     /// What Events said, and when.
     told: Vec<(String, Instant)>,
 }
 
 impl Troubles {
     /// A look at the pod or a try failed.
-    pub(crate) fn note(&self, uid: &str, reason: &'static str) {
-        self.all().entry(uid.to_owned()).or_default().reason = Some(reason);
+    pub(crate) fn note(&self, uid: &str, reason: &'static str, text: String) {
+        let mut all = self.all();
+        let trouble = all.entry(uid.to_owned()).or_default();
+        (trouble.reason, trouble.text) = (Some(reason), text);
+    }
+
+    /// Why the pod is not in, in words, if something failed.
+    pub(crate) fn text(&self, uid: &str) -> Option<String> {
+        self.all().get(uid).filter(|trouble| trouble.reason.is_some()).map(|trouble| trouble.text.clone())
     }
 
     /// Why the pod is not in, if something failed.
@@ -54,7 +63,7 @@ impl Troubles {
     pub(crate) fn solved(&self, uid: &str, now: Instant) {
         let mut all = self.all();
         let Some(trouble) = all.get_mut(uid) else { return };
-        trouble.reason = None;
+        (trouble.reason, trouble.text) = (None, String::new());
         trouble.told.retain(|(_, at)| now.saturating_duration_since(*at) < QUIET);
         if trouble.told.is_empty() {
             all.remove(uid);
@@ -97,11 +106,14 @@ mod tests {
     fn a_reason_lasts_until_the_trouble_is_over() {
         let troubles = Troubles::default();
         assert_eq!(troubles.reason("a"), None);
-        troubles.note("a", "rules");
-        troubles.note("a", "ztunnel");
-        assert_eq!(troubles.reason("a"), Some("ztunnel"));
+        troubles.note("a", "rules", "the kernel is full".to_owned());
+        troubles.note("a", "ztunnel", "it refused".to_owned());
+        assert_eq!(
+            (troubles.reason("a"), troubles.text("a")),
+            (Some("ztunnel"), Some("it refused".to_owned()))
+        );
         troubles.solved("a", Instant::now());
-        assert_eq!(troubles.reason("a"), None);
+        assert_eq!((troubles.reason("a"), troubles.text("a")), (None, None));
         assert!(troubles.all().is_empty());
     }
 }

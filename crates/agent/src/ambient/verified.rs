@@ -206,7 +206,9 @@ impl Ambient {
             Desired::Out(_) if member?.state == MemberState::Draining => Err(VerificationState::Draining),
             _ => return None,
         };
-        Some(ExpectedPod { pod, mode: DataPlaneMode::Ambient, born: None, target })
+        let is_in = target.as_ref().is_ok_and(|target| target.acknowledged);
+        let trouble = if is_in { None } else { self.telling.troubles.text(&pod.uid) };
+        Some(ExpectedPod { pod, mode: DataPlaneMode::Ambient, born: None, trouble, target })
     }
 
     fn target(

@@ -227,7 +227,7 @@ impl Ambient {
             Ok(false) => self.log.settled(&[("pod", &pod)]),
             Err(error) => {
                 self.log.error(fault::message(error), &[("pod", &pod)]);
-                self.telling.troubles.note(uid, error.reason());
+                self.telling.troubles.note(uid, error.reason(), fault::message(error));
             }
         }
         self.looked(&pod, put_right.is_ok(), was_due);

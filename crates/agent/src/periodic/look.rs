@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use checks::{CheckFinding, CheckResult, catalogue};
+use checks::{CheckFinding, CheckResult, CheckState, catalogue};
 use doctor::dns::ClusterDns;
 use doctor::installation::ConfigState;
 use doctor::{NodeFiles, installation, kernel_parts, server, timed};
@@ -86,14 +86,18 @@ fn kernel(agent: &Agent) -> Vec<CheckResult> {
         Some(reason) => CheckFinding::failed(reason, ""),
     };
     let sysctl = Path::new("/proc/sys");
+    let ambient = &agent.config.ambient;
+    let captured = (!ambient.is_off).then(|| ambient.node.now().ipv6);
+    // The node's own, wherever the agent runs.
+    let of_host = |look: &(dyn Fn() -> CheckFinding + Sync)| {
+        let looked = open_host(ambient).and_then(|host| host.enter(|_| look()));
+        looked.unwrap_or_else(|error| CheckFinding::unknown(fault::chain(&error)))
+    };
     vec![
         timed(&catalogue::NFTABLES, backend),
-        timed(&catalogue::CONNTRACK, || {
-            // The node's own, wherever the agent runs.
-            let looked = open_host(&agent.config.ambient)
-                .and_then(|host| host.enter(|_| kernel_parts::conntrack(sysctl)));
-            looked.unwrap_or_else(|error| CheckFinding::unknown(fault::chain(&error)))
-        }),
+        timed(&catalogue::CONNTRACK, || of_host(&|| kernel_parts::conntrack(sysctl))),
+        timed(&catalogue::IPV6, || of_host(&|| kernel_parts::ipv6(sysctl, captured))),
+        timed(&catalogue::OPEN_FILES, || kernel_parts::open_files_of(Path::new("/proc/self"))),
     ]
 }
 
@@ -140,7 +144,9 @@ async fn api(agent: &Arc<Agent>, turn: u32) -> CheckLook {
         results.push(finding.of(&catalogue::API, begun.elapsed().as_secs_f64()));
     }
     let kept = agent.health.check_results(NodeCheck::Api);
-    if turn.is_multiple_of(PLUGIN_TURNS) && matches!(agent.config.pods, PodsOrigin::Kubernetes(_)) {
+    let is_unknown = kept.iter().any(|result| result.state == CheckState::Unknown);
+    let is_due = is_unknown || turn.is_multiple_of(PLUGIN_TURNS);
+    if is_due && matches!(agent.config.pods, PodsOrigin::Kubernetes(_)) {
         results.extend(in_thread(agent, as_plugin).await.results);
     } else {
         results.extend(kept.into_iter().filter(|result| result.id != catalogue::API.id));

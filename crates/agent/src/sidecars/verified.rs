@@ -97,7 +97,7 @@ impl Sidecars {
             }
             _ => Err(known.state(born).unwrap_or(VerificationState::Starting)),
         };
-        ExpectedPod { pod, mode: DataPlaneMode::Sidecar, born, target }
+        ExpectedPod { pod, mode: DataPlaneMode::Sidecar, born, trouble: None, target }
     }
 
     /// Puts right what differs of rules that were there. Those that never were come by the mode of repair only.

@@ -281,7 +281,8 @@ impl PodVerifier {
         drift.log(&self.parts.log, "the rules of a pod differ again", why);
         let conflict = self.parts.conflicts.worst_in(&drift.pod.uid);
         let conflict = conflict.map(|words| format!(" Conflict suspected: {words}")).unwrap_or_default();
-        self.tell(drift, CONTENDED, format!("{} Again: {why}.{conflict}", drift.text()));
+        let advice = "End what changes them, or take CAP_NET_ADMIN from it.";
+        self.tell(drift, CONTENDED, format!("{} Again: {why}. {advice}{conflict}", drift.text()));
     }
 
     pub(super) fn tell_unverifiable(&self, pod: &PodRef, reason: UnverifiableReason, text: &str) {

@@ -108,7 +108,7 @@ fn pod(uid: &str, plan: Plan) -> ExpectedPod {
         acknowledged: true,
     };
     let pod = PodRef { namespace: "shop".to_owned(), name: uid.to_owned(), uid: uid.to_owned() };
-    ExpectedPod { pod, mode: DataPlaneMode::Sidecar, born: None, target: Ok(target) }
+    ExpectedPod { pod, mode: DataPlaneMode::Sidecar, born: None, trouble: None, target: Ok(target) }
 }
 
 /// A kernel that tells nothing by itself, and not who makes changes.

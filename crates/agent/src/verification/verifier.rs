@@ -240,7 +240,7 @@ impl PodVerifier {
     }
 
     fn verification(&self, sandboxes: &Sandboxes, now: Duration, expected: ExpectedPod) -> PodVerification {
-        let ExpectedPod { pod, mode, born, target } = expected;
+        let ExpectedPod { pod, mode, born, trouble, target } = expected;
         let mut known = Known::default();
         let (state, target) = match target {
             Ok(target) => {
@@ -269,7 +269,7 @@ impl PodVerifier {
             differences: known.differences,
             is_without_rules: known.is_without_rules,
             culprit: known.culprit,
-            problem: known.problem,
+            problem: known.problem.or(trouble),
             missing_listeners: known.missing_listeners,
             conflicts: known.conflicts,
             netns: target.as_ref().map(|target| target.netns.clone()),

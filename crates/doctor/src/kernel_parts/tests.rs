@@ -68,10 +68,10 @@ fn sysctls_are_read_where_they_are() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     };
-    let captured = KernelDemand { ipv6: Some(true), ..KernelDemand::default() };
+    let captured = Some(true);
     assert_eq!(conntrack(dir.path()).state, Skipped);
     assert_eq!(namespaces(dir.path()).state, Unknown);
-    assert_eq!(ipv6(dir.path(), KernelDemand::default()).state, Good);
+    assert_eq!(ipv6(dir.path(), None).state, Good);
     assert_eq!(ipv6(dir.path(), captured).state, Failed);
     write("net/netfilter/nf_conntrack_count", "950\n");
     assert_eq!(conntrack(dir.path()).state, Unknown);

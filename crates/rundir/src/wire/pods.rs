@@ -188,6 +188,8 @@ pub struct ConflictReport {
 
 /// The most lines of a pod's differences.
 pub const MAX_LINES: usize = 10;
+/// The row of the decision of a pod that a label asks a proxy for, and that has none.
+const NOT_INJECTED: &str = "not-injected";
 /// The longest line, in bytes.
 const MAX_LINE: usize = 512;
 /// The largest [`PodsReport`] and [`ConflictsReport`], in bytes: 10,000 pods with some hundred bytes of labels and words each are 10 MB.
@@ -206,10 +208,15 @@ impl PodReport {
 
     /// Says of a pod that is left alone that a label asks for a proxy, which it has not.
     pub fn note_not_injected(&mut self, label: &str) {
-        self.decided_by = "not-injected".to_owned();
+        self.decided_by = NOT_INJECTED.to_owned();
         self.decision =
             format!("label {label} asks for a proxy and it has none: it runs outside of the mesh");
         self.problem = format!("{}; see that the injector runs, and create the pod again", self.decision);
+    }
+
+    /// Whether a label asks for a proxy, which it has not.
+    pub fn is_not_injected(&self) -> bool {
+        self.decided_by == NOT_INJECTED
     }
 
     /// Says of a pod that is as planned that nobody listens on these ports.

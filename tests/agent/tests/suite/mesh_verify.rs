@@ -11,7 +11,7 @@ use kernel::watch::KeptSockets;
 use rustix::process::Signal;
 use testkit::mesh::{Mesh, MeshPod};
 use testkit::rules::Comments;
-use testkit::{Agent, Metrics, PATIENCE, eventually};
+use testkit::{Agent, Metrics, PATIENCE, assert_says, eventually};
 
 use crate::mesh::wait_in;
 use crate::mesh_render::cnictl;
@@ -143,8 +143,16 @@ fn who_deletes_the_table_again_and_again_is_not_fought() {
     wait_verified(&agent, 1.0).unwrap();
     assert!(pod.is_redirected().unwrap());
     let events = mesh.node.api.events();
-    let told = events.iter().filter(|event| event["reason"] == "CaptureContended").count();
-    assert_eq!(told, 1, "{events:?}");
+    let told: Vec<_> = events.iter().filter(|event| event["reason"] == "CaptureContended").collect();
+    let [event] = told.as_slice() else { panic!("{events:?}") };
+    // Which pod, who does it, and what helps.
+    let (of, message) = (&event["involvedObject"], event["message"].as_str().unwrap_or_default());
+    assert_eq!((&event["type"], &of["kind"], &of["name"]), (&"Warning".into(), &"Pod".into(), &"web".into()));
+    assert!(of["namespace"] == "mesh" && of["uid"] == pod.uid, "{event}");
+    assert_says(
+        message,
+        &["table istio-ambient-nat", "nft (pid ", "End what changes them, or take CAP_NET_ADMIN from it."],
+    );
 }
 
 #[test]

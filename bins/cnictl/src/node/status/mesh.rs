@@ -29,7 +29,7 @@ impl VerificationCounts {
                 (true, "verified") => counts.verified += 1,
                 (true, "") => *counts.unverified.entry("unknown".to_owned()).or_default() += 1,
                 (true, state) => *counts.unverified.entry(state.to_owned()).or_default() += 1,
-                (false, _) => counts.not_injected += usize::from(pod.decided_by == "not-injected"),
+                (false, _) => counts.not_injected += usize::from(pod.is_not_injected()),
             }
         }
         counts.expected = counts.verified + counts.unverified.values().sum::<usize>();
