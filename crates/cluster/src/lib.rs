@@ -61,4 +61,4 @@ pub use queue::Queue;
 pub use readiness::{WatchName, WatchState};
 pub use store::{Store, StoreError, StoreEvent};
 pub use watch::{Cluster, Event, FetchError, Limits, ManifestError, Own, Shared, Source, Wanted, WatchError};
-pub use write::{EventText, Writer};
+pub use write::{EventLimits, EventText, Writer};

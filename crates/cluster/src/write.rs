@@ -1,16 +1,21 @@
 //! What the agent does through the API server.
 
-use std::sync::Arc;
+mod event;
+mod event_book;
+
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use facts::{Object, PodRef};
-use k8s_openapi::jiff::Timestamp;
 use kube::core::Request;
-use kube::core::params::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::params::{DeleteParams, GetParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 
 use crate::connection::ApiConnection;
 use crate::error::Error;
+pub use event::EventText;
+use event_book::EventBook;
+pub use event_book::EventLimits;
 
 /// Longest wait for one request. A pod that is being shut down has no more than some seconds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
@@ -18,29 +23,15 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 /// Largest answer that is read.
 pub(crate) const MAX_ANSWER: usize = 4 << 20;
 
-/// Longest name of an object (Kubernetes' DNS subdomain) and longest message of an Event (`validateV1EventSeries` and its neighbours in
-/// Kubernetes' `pkg/apis/core/validation/events.go`).
-const MAX_NAME: usize = 253;
-const MAX_MESSAGE: usize = 1024;
-
 /// Writes through the API server, each within two seconds and without repeating: whoever asks decides on that.
 #[derive(Debug, Clone)]
 pub struct Writer {
     connection: Arc<ApiConnection>,
     node: String,
-}
-
-/// What a Kubernetes Event says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EventText<'a> {
-    /// Whether it is a `Warning`, or else `Normal`.
-    pub warning: bool,
-    /// A word in upper camel case, such as `StartedWithoutCapture`.
-    pub reason: &'a str,
-    /// For people; cut after 1024 bytes.
-    pub message: &'a str,
-    /// `source.component`, such as `istio-cni-node`.
-    pub component: &'a str,
+    /// Who writes Events: the agent's pod.
+    instance: String,
+    /// Shared by all clones: limits are the node's.
+    events: Arc<Mutex<EventBook>>,
 }
 
 // === impl Writer ===
@@ -48,7 +39,16 @@ pub struct EventText<'a> {
 impl Writer {
     /// `node` is named as the source of Events.
     pub fn new(connection: Arc<ApiConnection>, node: impl Into<String>) -> Self {
-        Self { connection, node: node.into() }
+        let (node, book) = (node.into(), EventBook::new(EventLimits::default()));
+        Self { connection, instance: node.clone(), node, events: Arc::new(Mutex::new(book)) }
+    }
+
+    /// With this pod as the one that writes Events, and as many Events as these limits allow.
+    #[must_use]
+    pub fn reporting(self, instance: &str, limits: EventLimits) -> Self {
+        let instance = if instance.is_empty() { self.node.clone() } else { instance.to_owned() };
+        let events = Arc::new(Mutex::new(EventBook::new(limits)));
+        Self { instance, events, ..self }
     }
 
     /// Whether the API server answers, as one that is ready. Who may not ask that is answered, too.
@@ -58,74 +58,6 @@ impl Writer {
     pub async fn server_answers(&self) -> Result<(), Error> {
         let answer = self.connection.ask_whether_ready("ask the API server whether it is ready", LIMIT).await;
         answer.map(drop).or_else(|error| if error.is_answer() { Ok(()) } else { Err(error) })
-    }
-
-    /// Creates an Event about a pod, in its namespace.
-    ///
-    /// # Errors
-    /// From the API server, or when it cannot be asked.
-    pub async fn create_event(&self, pod: &PodRef, text: EventText<'_>) -> Result<(), Error> {
-        let operation = format!("create an Event about pod {}/{}", pod.namespace, pod.name);
-        let about = json!({
-            "apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace, "name": pod.name, "uid": pod.uid,
-        });
-        self.event(&operation, (&pod.namespace, &pod.name), about, text).await
-    }
-
-    /// Creates an Event about the node, in namespace `default` and with its name as uid, where kubectl looks for it.
-    ///
-    /// # Errors
-    /// From the API server, or when it cannot be asked.
-    pub async fn create_node_event(&self, text: EventText<'_>) -> Result<(), Error> {
-        let operation = format!("create an Event about node {}", self.node);
-        let about = json!({"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": self.node});
-        self.event(&operation, ("default", &self.node), about, text).await
-    }
-
-    /// Creates an Event about a NetworkPolicy, in its namespace.
-    ///
-    /// # Errors
-    /// From the API server, or when it cannot be asked.
-    pub async fn create_policy_event(
-        &self,
-        namespace: &str,
-        name: &str,
-        text: EventText<'_>,
-    ) -> Result<(), Error> {
-        let operation = format!("create an Event about network policy {namespace}/{name}");
-        let about = json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "namespace": namespace, "name": name,
-        });
-        self.event(&operation, (namespace, name), about, text).await
-    }
-
-    /// Creates an Event in a namespace about an object of a name.
-    pub(crate) async fn event(
-        &self,
-        operation: &str,
-        (namespace, name): (&str, &str),
-        about: Value,
-        text: EventText<'_>,
-    ) -> Result<(), Error> {
-        let now = Timestamp::now();
-        let event = json!({
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": event_name(name, now), "namespace": namespace},
-            "involvedObject": about,
-            "type": if text.warning { "Warning" } else { "Normal" },
-            "reason": text.reason,
-            "message": &text.message[..text.message.floor_char_boundary(MAX_MESSAGE)],
-            "source": {"component": text.component, "host": self.node},
-            "reportingComponent": text.component,
-            "reportingInstance": self.node,
-            "firstTimestamp": whole_seconds(now),
-            "lastTimestamp": whole_seconds(now),
-            "count": 1,
-        });
-        let path = format!("/api/v1/namespaces/{}/events", segment(namespace));
-        let request = Request::new(path).create(&PostParams::default(), event.to_string().into_bytes());
-        self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop)
     }
 
     /// Sets a label of a pod, by way of its status, which needs the least permission. A pod of another uid under the name is left
@@ -212,19 +144,6 @@ impl Writer {
 
 fn pods_path(pod: &PodRef) -> String {
     format!("/api/v1/namespaces/{}/pods", segment(&pod.namespace))
-}
-
-/// Unique per pod and moment, as other components name theirs, and no longer than allowed.
-fn event_name(pod: &str, now: Timestamp) -> String {
-    let suffix = format!(".{:x}", now.as_nanosecond());
-    let room = MAX_NAME.saturating_sub(suffix.len());
-    let pod = &pod[..pod.floor_char_boundary(room)];
-    format!("{}{suffix}", pod.trim_end_matches(['.', '-']))
-}
-
-/// RFC 3339 without fractions, which `metav1.Time` has not.
-fn whole_seconds(now: Timestamp) -> String {
-    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 /// Names are Kubernetes names; anything else in one must not become another path.

@@ -3,6 +3,7 @@
 //! Scopes and their levels are those of the original: a level is set for a scope by name, or for all; a bare level is for the scope named
 //! `default` and for no other.
 
+mod numbers;
 mod recent;
 mod repeats;
 mod writer;
@@ -180,6 +181,12 @@ impl Journal {
         all.join(",")
     }
 
+    /// Those of the scopes that levels name which do not exist.
+    pub fn unknown_scopes<'l>(&self, levels: &'l Levels) -> Vec<&'l str> {
+        let scopes = self.scopes();
+        levels.scopes().filter(|name| !scopes.iter().any(|(known, _)| known == name)).collect()
+    }
+
     fn scopes(&self) -> MutexGuard<'_, Vec<(&'static str, Arc<AtomicU8>)>> {
         self.shared.scopes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -215,7 +222,10 @@ impl Format {
     fn line(self, scope: &str, level: Level, time: Stamp<'_>, msg: &str, labels: &[Label<'_>]) -> Vec<u8> {
         let mut out = Vec::new();
         match self {
-            Self::Json => write_json(&mut out, level, time, Some(scope), msg, b"", labels),
+            Self::Json => {
+                let (numbers, texts) = numbers::split(labels);
+                write_json(&mut out, level, time, Some(scope), msg, &numbers, &texts);
+            }
             Self::Text => write_text(&mut out, level, time, scope, msg, labels),
         }
         out

@@ -150,6 +150,13 @@ fn the_levels_of_the_log_change_while_the_agent_runs() {
     assert!(levels("cni-agent:debug").contains("cni-agent   debug\n"));
     assert!(levels("reset").contains("cni-agent   info\n"));
     assert_eq!(level("cni-agent:loud").status.code(), Some(2));
+    let unknown = level("cni-agnet:debug");
+    let said = String::from_utf8_lossy(&unknown.stderr);
+    assert!(
+        unknown.status.code() == Some(1) && said.contains("there is no scope cni-agnet; scopes "),
+        "{said}"
+    );
+    assert!(levels("").contains("cni-agent   info\n"), "nothing is changed");
     agent.kill().unwrap();
     assert_eq!(level("").status.code(), Some(1));
 }

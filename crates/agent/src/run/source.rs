@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cluster::{Access, ApiConnection, Limits, Own, Source, Writer};
+use cluster::{Access, ApiConnection, EventLimits, Limits, Own, Source, Writer};
 use telemetry::Scope;
 
 use crate::config::{AgentConfig, PodsOrigin};
@@ -16,7 +16,8 @@ pub(super) fn source(config: &AgentConfig, log: &Scope) -> (Source, Option<Write
             log.warn(text, &[("certificates", &unreadable)]);
         }
         let connection = Arc::new(ApiConnection::new(access.clone(), env!("CARGO_PKG_VERSION")));
-        (Writer::new(connection.clone(), config.node.clone()), connection)
+        let writer = Writer::new(connection.clone(), config.node.clone());
+        (writer.reporting(&config.pod.name, EventLimits::default()), connection)
     };
     let (node, limits, own) = (config.node.clone(), Limits::default(), config.own_pod.clone());
     match &config.pods {

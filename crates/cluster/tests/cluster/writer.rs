@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use cluster::Writer;
 use cluster::write::EventText;
+use cluster::{EventLimits, Writer};
 use facts::PodRef;
 use serde_json::json;
 use testkit::apiserver::{Fault, Resource};
@@ -83,4 +83,53 @@ async fn nothing_takes_longer_than_its_time_and_nothing_is_repeated() {
     assert!(setup.server.events().is_empty());
     writer.create_event(&web(), TEXT).await.unwrap();
     assert_eq!(setup.server.events().len(), 1);
+}
+
+/// Ten thousand triggers: one Event, which becomes a series, and a budget for the node.
+#[tokio::test]
+async fn events_have_limits_and_repeats_make_a_series() {
+    let setup = Setup::new();
+    let limits = EventLimits {
+        quiet: Duration::from_millis(1500),
+        pause: Duration::from_millis(100),
+        end: Duration::from_secs(60),
+        in_a_minute: 5,
+    };
+    let writer = setup.writer().reporting("istio-cni-node-x", limits);
+    for _ in 0..10_000 {
+        writer.create_event(&web(), TEXT).await.unwrap();
+    }
+    let posts = || {
+        let events = setup.server.requests().into_iter().filter(|request| request.path.contains("/events"));
+        let methods: Vec<String> = events.map(|request| request.method).collect();
+        methods
+    };
+    let wait = async |what: &str, is: &dyn Fn() -> bool| {
+        let begun = Instant::now();
+        while !is() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {:?}", setup.server.events());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    wait("the series", &|| setup.server.events()[0]["series"]["count"] == 10_000).await;
+    let event = setup.server.events().pop().unwrap();
+    assert_eq!(posts(), ["POST", "PATCH"], "{event}");
+    assert_eq!((&event["count"], &event["message"]), (&json!(10_000), &json!("m")));
+    assert_eq!(
+        (&event["reportingComponent"], &event["reportingInstance"]),
+        (&json!("istio-cni.io/agent"), &json!("istio-cni-node-x"))
+    );
+    assert_eq!(
+        (&event["action"], &event["eventTime"].as_str().map(str::len)),
+        (&json!("Observe"), &Some(27))
+    );
+    // Another text is told in the same Event, soon.
+    writer.create_event(&web(), EventText { message: "n", ..TEXT }).await.unwrap();
+    wait("the text", &|| setup.server.events()[0]["message"] == "n").await;
+    // The node's budget: three of five are used, and two more are written at once; the others wait.
+    for pod in 0..10 {
+        writer.create_event(&PodRef::named("shop", format!("pod-{pod}")), TEXT).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(posts().len(), 5);
 }

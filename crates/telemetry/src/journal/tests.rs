@@ -57,8 +57,10 @@ fn text_has_tabs_between_its_columns_and_stays_on_a_line() {
 
 #[test]
 fn json_has_the_scope() {
-    let text = written("", true, |journal| journal.scope("cni-agent").warn("w", &[("k", &"v\"")]));
+    let text =
+        written("", true, |journal| journal.scope("cni-agent").warn("w", &[("k", &"v\""), ("lines", &3)]));
     let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["lines"], 3);
     assert_eq!(
         (&line["level"], &line["scope"], &line["msg"], &line["k"]),
         (&"warn".into(), &"cni-agent".into(), &"w".into(), &"v\"".into())

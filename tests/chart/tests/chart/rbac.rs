@@ -8,7 +8,7 @@ const PODS: &str = "core nodes,pods: get,list,watch";
 const NAMESPACES: &str = "core namespaces: list,watch";
 const DAEMON_SET: &str = "apps daemonsets[istio-cni-node]: get,list,watch";
 /// About pods, and about the agent's own: a port that is taken, another agent on the node.
-const EVENTS: &str = "core events: create";
+const EVENTS: &str = "core events: create,patch";
 const MARKS: &str = "core pods/status: patch";
 
 #[test]
