@@ -106,6 +106,7 @@ impl Agent {
             keeper: self.pod_point.clone()?,
             cluster: self.cluster.clone(),
             slots: self.leaver.slots.clone(),
+            turn: tokio::sync::Semaphore::new(1),
             node: self.config.node.clone(),
             dir: self.config.state_dir.join(::usage::USAGE_DIR),
             metrics: self.metrics.clone(),

@@ -44,7 +44,7 @@ use changes::Inbox;
 pub use config::{PointChoice, PolicyConfig, Unprepared};
 pub use denials::{CountedDenials, DenialBatch, DenialBook, DenialEvent, DenialEvents, DeniedPacket};
 pub use entry::{EntryMaker, EntryPoint, HostOpener};
-pub use meter::{MeterError, UsageMeter};
+pub use meter::{MemberNews, MeterError, UsageMeter};
 pub use news::{PolicyCounts, PolicyNews, PolicyStanding};
 pub use pod_book::{PodBook, PodJob, SetContent, SetJob};
 pub use point::{EnforcementPoint, PointCharge, PointError, PointLook, PolicyPoint};

@@ -18,6 +18,13 @@ pub struct UsageMeter {
     is_fresh: bool,
 }
 
+/// What a plan has otherwise than an earlier one with the same classes. Pods of a tenant share it: it costs as much as there are members.
+pub struct MemberNews {
+    before: Arc<UsagePlan>,
+    now: Arc<UsagePlan>,
+    deltas: Vec<(SetDelta, String)>,
+}
+
 /// Counters that are not made, changed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum MeterError {
@@ -33,6 +40,25 @@ pub enum MeterError {
     /// Somebody took the table.
     #[error("the counters are gone: somebody removed table istio-usage-raw")]
     Gone,
+    /// A defect.
+    #[error(
+        "tell the rules that count whose an address is: they have other members than was thought; this is a defect, please report it"
+    )]
+    OtherPlan,
+}
+
+// === impl MemberNews ===
+
+impl MemberNews {
+    /// Compares them.
+    pub fn between(before: &Arc<UsagePlan>, now: &Arc<UsagePlan>) -> Self {
+        let (old, none) = (before.members(), &[] as &[Element]);
+        let delta = |(name, wanted): (String, Vec<Element>)| {
+            (SetDelta::between(old.get(&name).map_or(none, Vec::as_slice), &wanted), name)
+        };
+        let deltas = now.members().into_iter().map(delta).collect();
+        Self { before: before.clone(), now: now.clone(), deltas }
+    }
 }
 
 // === impl UsageMeter ===
@@ -76,17 +102,12 @@ impl UsageMeter {
     ///
     /// # Errors
     /// The kernel does not do it; [`Self::open`] begins anew.
-    pub fn follow(&mut self, plan: &Arc<UsagePlan>) -> Result<(), MeterError> {
-        let (before, now) = (self.plan.members(), plan.members());
-        let none: &[Element] = &[];
-        let deltas: Vec<(SetDelta, String)> = now
-            .into_iter()
-            .map(|(name, wanted)| {
-                (SetDelta::between(before.get(&name).map_or(none, Vec::as_slice), &wanted), name)
-            })
-            .collect();
-        change_sets(&mut self.sets, &deltas)?;
-        self.plan = plan.clone();
+    pub fn follow(&mut self, news: &MemberNews) -> Result<(), MeterError> {
+        if !Arc::ptr_eq(&self.plan, &news.before) {
+            return Err(MeterError::OtherPlan);
+        }
+        change_sets(&mut self.sets, &news.deltas)?;
+        self.plan = news.now.clone();
         Ok(())
     }
 

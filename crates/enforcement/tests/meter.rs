@@ -7,7 +7,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
 
-use enforcement::UsageMeter;
+use enforcement::{MemberNews, UsageMeter};
 use policy::TrafficDirection::{self, Egress, Ingress};
 use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Families, Pod};
@@ -232,7 +232,8 @@ fn a_table_that_is_gone_is_told_and_made_again() {
 fn members_of_classes_are_followed_from_outside() {
     let pod = Pod::new(Families::Dual).unwrap();
     pod.know_neighbours().unwrap();
-    let mut meter = open(&pod, &plan(&classes()));
+    let first = plan(&classes());
+    let mut meter = open(&pod, &first);
     // Own and blue change places.
     let swapped = |place: usize, of: usize| UsageClass {
         class: classes()[place].clone(),
@@ -243,7 +244,10 @@ fn members_of_classes_are_followed_from_outside() {
     });
     transfer(&pod, addresses(0)[0]);
     assert!(meter.can_follow(&other));
-    meter.follow(&other).unwrap();
+    let news = MemberNews::between(&first, &other);
+    meter.follow(&news).unwrap();
+    let again = meter.follow(&news);
+    assert!(matches!(again, Err(enforcement::MeterError::OtherPlan)), "it has them already: {again:?}");
     transfer(&pod, addresses(0)[1]);
     let reading = meter.read().unwrap();
     for class in [&classes()[0], &classes()[1]] {

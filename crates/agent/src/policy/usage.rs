@@ -15,6 +15,7 @@ use enforcement::{MeterError, Policies, UsageMeter, UsageOverview};
 use metrics::Metrics;
 use policy::index::LocalName;
 use telemetry::Scope;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use usage::{CountedPod, Hour, PodKey, UsageIncrement, UsagePlan};
 
@@ -27,8 +28,10 @@ pub(super) use records::has_state;
 
 /// The least between two looks at which pods there are.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
-/// Of the time, what these looks may take: one part of so many.
+/// Of the time, what these looks and what follows them may take: one part of so many.
 const SHARE: u32 = 20;
+/// The most between two of them: a pod in which they wait for the kernel is not to keep others from being counted.
+const MOST_BETWEEN_LOOKS: Duration = Duration::from_secs(15);
 /// How soon it is tried again to find a pod's namespace: its processes may come.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How often, before it is left to the next reading.
@@ -39,6 +42,8 @@ pub(crate) struct UsageParts {
     pub(crate) keeper: Arc<PodPointKeeper>,
     pub(crate) cluster: Cluster,
     pub(crate) slots: Arc<Slots>,
+    /// In how many pods' namespaces it is worked at once.
+    pub(crate) turn: Semaphore,
     pub(crate) node: String,
     /// Where lines and what is known of counters are kept.
     pub(crate) dir: PathBuf,
@@ -57,7 +62,7 @@ pub(crate) struct UsageKeeper {
     plans: BTreeMap<Box<str>, Arc<UsagePlan>>,
     pods: BTreeMap<LocalName, MeteredPod>,
     /// Pods that are not counted, and how often it was tried.
-    missing: BTreeMap<LocalName, u32>,
+    missing: BTreeMap<LocalName, (PodKey, u32)>,
     crowded: BTreeSet<Box<str>>,
 }
 
@@ -100,7 +105,6 @@ impl UsageKeeper {
             let asked = Instant::now();
             turns.mark_unchanged();
             let overview = self.policies.usage().await;
-            let not_before = Instant::now() + BETWEEN_LOOKS.max(asked.elapsed() * SHARE);
             if let Some(overview) = overview {
                 let is_due = Instant::now() >= due;
                 self.round(overview, is_due).await;
@@ -108,7 +112,9 @@ impl UsageKeeper {
                     due = self.next();
                 }
             }
-            let is_missing = self.missing.values().any(|tries| *tries < MOST_TRIES);
+            let pause = (asked.elapsed() * SHARE).clamp(BETWEEN_LOOKS, MOST_BETWEEN_LOOKS);
+            let not_before = (Instant::now() + pause).min(due.max(asked + BETWEEN_LOOKS));
+            let is_missing = self.missing.values().any(|(_, tries)| *tries < MOST_TRIES);
             let wake = if is_missing { due.min(Instant::now() + AGAIN) } else { due };
             // Where the task of policies has ended, nothing changes any more.
             match timeout_at(wake, turns.changed()).await {
@@ -135,7 +141,7 @@ impl UsageKeeper {
             self.pods.keys().filter(|name| is_due || self.is_changed(name, &wanted)).cloned().collect();
         self.read(to_read).await;
         self.follow(&wanted).await;
-        has_news |= self.place(&wanted).await;
+        has_news |= self.place(&wanted, is_due).await;
         let there = wanted.values().map(|pod| pod.key.clone()).collect();
         has_news |= self.records.forget_others(seconds(), &there);
         if has_news {
@@ -168,7 +174,7 @@ impl UsageKeeper {
                 wanted.insert(name, PodToCount { key, object, tenant, plan });
             }
         }
-        self.missing.retain(|name, _| wanted.contains_key(name));
+        self.missing.retain(|name, (key, _)| wanted.get(name).is_some_and(|wanted| wanted.key == *key));
         wanted
     }
 
@@ -196,6 +202,7 @@ impl UsageKeeper {
             let Some(pod) = self.pods.remove(name) else { continue };
             self.records.book().gone(seconds(), &pod.counted.key, true);
             self.parts.remove(name, &pod.counted.key).await;
+            let_go([pod]);
         }
         !gone.is_empty()
     }
@@ -228,10 +235,26 @@ impl UsageKeeper {
                 Err(error) => {
                     self.records.book().lost(&pod.counted.key);
                     self.parts.tell(&name, &error.into());
+                    let_go([pod]);
                 }
             }
         }
     }
+}
+
+impl Drop for UsageKeeper {
+    fn drop(&mut self) {
+        let_go(std::mem::take(&mut self.pods).into_values());
+    }
+}
+
+/// Closes pods' sockets, on a thread of its own: that waits where a kernel is busy in a namespace. Without a thread it is done here.
+fn let_go(pods: impl IntoIterator<Item = MeteredPod>) {
+    let pods: Vec<MeteredPod> = pods.into_iter().collect();
+    if pods.is_empty() {
+        return;
+    }
+    let _ = std::thread::Builder::new().name("pod".to_owned()).spawn(move || drop(pods));
 }
 
 fn count(metrics: &Metrics, tenant: &str, increments: &[UsageIncrement]) {
