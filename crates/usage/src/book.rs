@@ -15,6 +15,10 @@ use crate::reading::{Amount, PodReading};
 const MOST_SHARES: usize = 1_000;
 /// Pods that a line names.
 const TOP: usize = 10;
+/// So many seconds behind its end an hour has more in it than is its: counters are read at its end and at least each ten minutes.
+const LATE: u64 = 660;
+/// By fewer seconds a clock may be put right.
+const BACK: u64 = 3_600;
 
 /// What tells a pod from others of its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -142,7 +146,13 @@ impl UsageBook {
                 known.tenant = tenant.into();
             }
         }
-        if self.pods.contains_key(key) {
+        if let Some(known) = self.pods.get_mut(key) {
+            // The time in which its counters are waited for shows before they are there.
+            if known.netns == 0 {
+                let missed = now.saturating_sub(known.until);
+                known.until = known.until.max(now);
+                self.tenant(tenant).expected += missed;
+            }
             return;
         }
         let until = if self.is_restored { self.saved.min(now) } else { now };
@@ -216,11 +226,17 @@ impl UsageBook {
         self.pods.keys()
     }
 
-    /// The lines of the hour, once it is over; to be called after a round of readings. What is read from now on is of the present hour.
+    /// The lines of the hour, once it is over; to be called after a round of readings. What is read from now on is of the present hour, also where the clock
+    /// was set back by more than an hour.
     pub fn close(&mut self, now: u64) -> Vec<UsageLine> {
         let hour = Hour::of(now);
-        if hour <= self.hour {
+        let is_little_back = hour < self.hour && self.hour.begins().saturating_sub(now) < BACK;
+        if hour == self.hour || is_little_back {
             return Vec::new();
+        }
+        if now > self.hour.ends().saturating_add(LATE) {
+            // What was read last is partly of hours in which no agent was here.
+            self.tenants.values_mut().for_each(|one| one.incomplete = true);
         }
         let lines = self.lines();
         self.hour = hour;

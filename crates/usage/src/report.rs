@@ -175,7 +175,8 @@ impl UsageReport {
 // === impl ReportFilter ===
 
 impl ReportFilter {
-    fn takes(&self, line: &UsageLine) -> bool {
+    /// Whether a line is meant; of its rows those with another end than the one that is asked for are not.
+    pub fn takes(&self, line: &UsageLine) -> bool {
         self.tenant.as_ref().is_none_or(|tenant| *tenant == line.tenant)
             && self.from.is_none_or(|from| line.hour >= from)
             && self.before.is_none_or(|before| line.hour < before)

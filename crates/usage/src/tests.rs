@@ -157,6 +157,9 @@ fn increments_are_counted_once() {
 
     let mut book = UsageBook::new("n", "boot", HOUR);
     book.expect(HOUR, &pod(1, true).key, "red/web", "red");
+    // What is waited for shows.
+    book.expect(HOUR + 4, &pod(1, true).key, "red/web", "red");
+    assert_eq!(state(&book), (0, 0, 4, false));
     // Ten seconds pass before the counters are there.
     book.read(HOUR + 10, &pod(1, true), &own(100));
     assert_eq!(state(&book), (100, 0, 10, false));
@@ -241,6 +244,19 @@ fn an_hour_is_closed_once_and_a_report_takes_the_last_line_of_each() {
     assert_eq!((lines.len(), lines[0].hour), (1, Hour::of(HOUR)));
     assert_eq!(book.close(HOUR + 3_601), []);
     assert_eq!(book.lines(), []);
+    // A clock is put right by a little, and by much; nobody was there at the end of an hour.
+    for (begun, now, closes, incomplete) in [
+        (HOUR + 3_600, HOUR + 3_500, false, false),
+        (HOUR + 3_600, HOUR - 1, true, false),
+        (HOUR, HOUR + 3_600 + 660, true, false),
+        (HOUR, HOUR + 3_600 + 661, true, true),
+    ] {
+        let mut book = UsageBook::new("n", "boot", begun);
+        book.read(now, &pod(1, true), &reading(&[("out-own", 4, 400), ("out-own-new", 1, 100)]));
+        let lines = book.close(now);
+        assert_eq!(!lines.is_empty(), closes, "{now}");
+        assert!(lines.iter().all(|line| line.incomplete == incomplete), "{now}: {lines:?}");
+    }
 
     // The chain's members stand in the same object, and lines of others beside it.
     let body = lines[0].to_json();

@@ -97,7 +97,7 @@ impl ReportArgs {
             before: self.day.map(Hour::next_day),
             ..ReportFilter::default()
         };
-        let usage = UsageReport::new(read_all(&self.usage)?, &filter);
+        let usage = UsageReport::new(read_all(&self.usage, &filter)?, &filter);
         let (mut sums, mut lost) = (BTreeMap::<ViolationKey, ViolationSum>::new(), 0_u64);
         // Times of lines begin as the hours do: a day is the beginning of them.
         let day = self.day.map(|day| day.to_string()[..10].to_owned());

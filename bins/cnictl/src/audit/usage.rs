@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use usage::{Hour, ReportFilter, USAGE_DIR, USAGE_FILES, USAGE_STATE, UsageBook, UsageLine, UsageReport};
 
 use crate::kubectl::{ClusterArgs, finished};
+use crate::node::NodePlaces;
 use crate::output::{VerbAnswer, columns};
 use crate::pods::NOTHING;
 
@@ -83,28 +84,6 @@ pub(crate) struct UsageArgs {
 
 impl UsageArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
-        if self.all_nodes {
-            let nodes = self.cluster.ask(&["audit", "usage", "--output", "lines"])?;
-            let mut lines = Vec::new();
-            for said in nodes.iter().filter_map(|node| node.said.as_ref()) {
-                let of_node: LinesDocument = serde_json::from_value(said.clone())
-                    .context("read what a node has counted: is it of another version?")?;
-                lines.extend(of_node.lines);
-            }
-            let (text, exit) = self.told(lines)?;
-            return Ok(match finished(text, None, &nodes) {
-                answer if answer.exit == 0 => VerbAnswer { exit, ..answer },
-                answer => answer,
-            });
-        }
-        let (text, exit) = self.told(read_all(&self.paths)?)?;
-        Ok(VerbAnswer { text, problem: None, exit })
-    }
-
-    fn told(&self, lines: Vec<UsageLine>) -> Result<(String, u8)> {
-        if self.output == UsageFormat::Lines {
-            return Ok((serde_json::to_string(&LinesDocument { lines })?, 0));
-        }
         let filter = ReportFilter {
             tenant: self.tenant.clone(),
             peer: self.peer.clone(),
@@ -112,7 +91,34 @@ impl UsageArgs {
             before: self.day.map(Hour::next_day),
             by_hour: self.by_hour,
         };
-        let report = UsageReport::new(lines, &filter);
+        if self.all_nodes {
+            // A node has many days of all tenants: it says what is asked for.
+            let tenant = self.tenant.as_ref().map(|tenant| format!("--tenant={tenant}"));
+            let day = self.day.map(|day| format!("--day={}", &day.to_string()[..10]));
+            let mut words = vec!["audit", "usage", "--output", "lines"];
+            words.extend([&tenant, &day].into_iter().flatten().map(String::as_str));
+            let nodes = self.cluster.ask(&words)?;
+            let mut lines = Vec::new();
+            for said in nodes.iter().filter_map(|node| node.said.as_ref()) {
+                let of_node: LinesDocument = serde_json::from_value(said.clone())
+                    .context("read what a node has counted: is it of another version?")?;
+                lines.extend(of_node.lines);
+            }
+            let (text, exit) = self.told(lines, &filter)?;
+            return Ok(match finished(text, None, &nodes) {
+                answer if answer.exit == 0 => VerbAnswer { exit, ..answer },
+                answer => answer,
+            });
+        }
+        let (text, exit) = self.told(read_all(&self.paths, &filter)?, &filter)?;
+        Ok(VerbAnswer { text, problem: None, exit })
+    }
+
+    fn told(&self, lines: Vec<UsageLine>, filter: &ReportFilter) -> Result<(String, u8)> {
+        if self.output == UsageFormat::Lines {
+            return Ok((serde_json::to_string(&LinesDocument { lines })?, 0));
+        }
+        let report = UsageReport::new(lines, filter);
         let exit = if report.rows.is_empty() { NOTHING } else { 0 };
         let text = match self.output {
             UsageFormat::Csv => report.to_csv(),
@@ -124,40 +130,39 @@ impl UsageArgs {
     }
 }
 
-/// The lines of files and directories; without any, those of this node's agent.
-pub(super) fn read_all(paths: &[PathBuf]) -> Result<Vec<UsageLine>> {
+/// The lines of files and directories that are meant; without any, those of this node's agent.
+pub(super) fn read_all(paths: &[PathBuf], filter: &ReportFilter) -> Result<Vec<UsageLine>> {
     // Where nothing was ever counted there is none.
-    let own: Vec<PathBuf> =
-        [Path::new(cni::config::STATE_DIR).join(USAGE_DIR)].into_iter().filter(|dir| dir.exists()).collect();
+    let own = NodePlaces::of_this_machine(None, None).state_dir.join(USAGE_DIR);
+    let own: Vec<PathBuf> = [own].into_iter().filter(|dir| dir.exists()).collect();
     let mut lines = Vec::new();
     for path in if paths.is_empty() { &own[..] } else { paths } {
-        read(path, &mut lines).with_context(|| format!("read {}", path.display()))?;
+        read(path, filter, &mut lines).with_context(|| format!("read {}", path.display()))?;
     }
     Ok(lines)
 }
 
 /// The lines of a file, or of all files of a directory and of the hour that is not over.
-fn read(path: &Path, found: &mut Vec<UsageLine>) -> Result<()> {
+fn read(path: &Path, filter: &ReportFilter, found: &mut Vec<UsageLine>) -> Result<()> {
     if !path.is_dir() {
-        return read_file(path, found);
+        return read_file(path, filter, found);
     }
     let now = path.join(USAGE_STATE);
     match std::fs::read_to_string(&now) {
         Ok(text) => {
-            let book = UsageBook::read_kept(&text);
-            found.extend(
-                book.with_context(|| format!("{} is not what an agent keeps", now.display()))?.lines(),
-            );
+            let book = UsageBook::read_kept(&text)
+                .with_context(|| format!("{} is not what an agent keeps", now.display()))?;
+            found.extend(book.lines().into_iter().filter(|line| filter.takes(line)));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("read {}", now.display())),
     }
     // What was written of an hour that is over comes later, and counts.
     let set = FileSet { dir: path.to_owned(), naming: Naming::Daily(USAGE_FILES.to_owned()) };
-    set.list()?.iter().try_for_each(|file| read_file(file, found))
+    set.list()?.iter().try_for_each(|file| read_file(file, filter, found))
 }
 
-fn read_file(path: &Path, found: &mut Vec<UsageLine>) -> Result<()> {
+fn read_file(path: &Path, filter: &ReportFilter, found: &mut Vec<UsageLine>) -> Result<()> {
     let told = || path.display().to_string();
     for (number, line) in audit::lines(path).with_context(told)?.enumerate() {
         let line = line.with_context(told)?;
@@ -166,7 +171,8 @@ fn read_file(path: &Path, found: &mut Vec<UsageLine>) -> Result<()> {
             break;
         }
         let parsed = UsageLine::parse(&line.text);
-        found.extend(parsed.with_context(|| format!("{} line {}: no line of usage", told(), number + 1))?);
+        let parsed = parsed.with_context(|| format!("{} line {}: no line of usage", told(), number + 1))?;
+        found.extend(parsed.filter(|line| filter.takes(line)));
     }
     Ok(())
 }

@@ -178,7 +178,11 @@ fn usage_of_all_nodes_is_one_table() {
     assert_eq!((some.exit, some.stderr.as_str()), (0, ""), "{some:?}");
     assert!(some.stdout.contains("nodes: 2") && some.stdout.contains("coverage: 50.00%"), "{some:?}");
     assert_eq!(ask("audit usage --all-nodes --node node-a --tenant blue").exit, 3);
-    assert!(cluster.calls().contains("exec a --container install-cni -- cnictl audit usage --output lines"));
+    assert_eq!(ask("audit usage --all-nodes --node node-a --tenant red --day 2026-11-29").exit, 3);
+    for words in ["", " --tenant=blue", " --tenant=red --day=2026-11-29"] {
+        let call = format!("exec a --container install-cni -- cnictl audit usage --output lines{words}\n");
+        assert!(cluster.calls().contains(&call), "{call}{}", cluster.calls());
+    }
     assert_eq!(ask("audit usage --all-nodes somewhere").exit, 2);
 }
 

@@ -15,6 +15,8 @@ use crate::boot;
 const KEEP: Duration = Duration::from_secs(35 * 24 * 60 * 60);
 /// Longest kept state that is read.
 const MOST_BYTES: u64 = 64 << 20;
+/// The sums of the hour in which counting was turned off: where it is turned on again in that hour its line has both parts.
+const LEFT: &str = "usage-left.json";
 
 /// Whether an agent has counted here and has not ended that.
 pub(in crate::policy) fn has_state(dir: &Path) -> bool {
@@ -33,15 +35,24 @@ pub(super) struct UsageRecords {
 impl UsageRecords {
     /// Goes on with what an earlier agent kept. Lines that are too old go.
     pub(super) fn open(dir: PathBuf, node: &str, log: Scope, now: u64) -> Self {
-        let (path, boot) = (dir.join(USAGE_STATE), boot::id());
-        let read = || -> io::Result<UsageBook> {
-            if std::fs::metadata(&path)?.len() > MOST_BYTES {
+        let (mut path, boot) = (dir.join(USAGE_STATE), boot::id());
+        let read = |path: &Path| -> io::Result<UsageBook> {
+            if std::fs::metadata(path)?.len() > MOST_BYTES {
                 return Err(io::Error::other("it is too large"));
             }
-            Ok(UsageBook::restore(&std::fs::read_to_string(&path)?, node, &boot)?)
+            Ok(UsageBook::restore(&std::fs::read_to_string(path)?, node, &boot)?)
         };
-        let book = read().unwrap_or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
+        let is_none = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let mut known = read(&path);
+        if known.as_ref().is_err_and(is_none) {
+            path = dir.join(LEFT);
+            known = read(&path);
+            if known.as_ref().is_ok_and(|book| book.hour() != Hour::of(now)) {
+                known = Ok(UsageBook::new(node, &boot, now));
+            }
+        }
+        let book = known.unwrap_or_else(|error| {
+            if !is_none(&error) {
                 let text =
                     "what is kept of tenants' usage cannot be read; what was not written by hour is lost";
                 log.warn(text, &[("path", &path.display()), ("error", &error)]);
@@ -94,8 +105,11 @@ impl UsageRecords {
     pub(super) async fn finish(&mut self, now: u64) {
         self.forget_others(now, &BTreeSet::new());
         let (dir, hour, lines) = (self.dir.clone(), self.book.hour(), self.book.lines());
+        let left = self.book.save(now);
         self.is_written(move || {
             append(&dir, hour, &lines)?;
+            let path = dir.join(LEFT);
+            trusted::replace_synced(&path, &path.with_extension("unfinished"), left.as_bytes())?;
             std::fs::remove_file(dir.join(USAGE_STATE))
         })
         .await;
