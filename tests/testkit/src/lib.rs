@@ -4,7 +4,7 @@
 //!   processes and pods in ambient mode.
 //! - [`PodObject`]: a pod as Kubernetes describes it.
 //! - [`eventually`] and [`until`]: the way to wait; [`Wait`] for asynchronous tests.
-//! - [`at_once`]: cases of one test that wait beside each other.
+//! - [`at_once`], [`at_most`]: cases of one test that wait beside each other.
 //! - [`http`]: a request over a port or a unix socket, also a broken one.
 //! - [`plugin`]: a call of the plugin; [`PodCall`] by what the agent wrote.
 //! - [`apiserver`]: the cluster's API server; [`ztunnel`]: a ztunnel that follows a script and checks the agent; [`relay`]: what a ztunnel does
@@ -33,7 +33,7 @@ mod user;
 mod wait;
 pub mod ztunnel;
 
-pub use cases::at_once;
+pub use cases::{at_most, at_once};
 pub use namespace::TestNetns;
 pub use node::mesh::{Mesh, MeshPod};
 pub use node::{Agent, Ended, Launch, Log, Metrics, NAME as NODE_NAME, Node, PodCall, looks, mesh, wires};

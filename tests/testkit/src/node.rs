@@ -10,7 +10,7 @@ pub mod wires;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -270,7 +270,8 @@ impl Node {
 
 /// Every address of 127.0.0.0/8 is this machine's; processes and tests that run at the same time each have others.
 fn loopback() -> Ipv4Addr {
-    static COUNT: AtomicU8 = AtomicU8::new(1);
-    let pid = std::process::id().to_le_bytes();
-    Ipv4Addr::new(127, 128 | pid[1], pid[0], COUNT.fetch_add(1, Ordering::Relaxed))
+    static COUNT: AtomicU16 = AtomicU16::new(1);
+    let [pid, ..] = std::process::id().to_le_bytes();
+    let [high, low] = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    Ipv4Addr::new(127, 128 | pid, high, low)
 }

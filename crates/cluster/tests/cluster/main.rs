@@ -3,6 +3,7 @@
 // clippy takes helpers outside of #[test] for production code
 #![allow(clippy::unwrap_used)]
 
+mod after_outages;
 mod agent;
 mod any_server;
 mod certificates;
@@ -15,7 +16,6 @@ mod kinds;
 mod lists;
 mod manifests;
 mod outage;
-mod recovery;
 mod server;
 mod store;
 mod taints;

@@ -190,7 +190,7 @@ fn ambient_mode_takes_what_the_node_has() {
 /// From an agent with iptables to `auto` and back, with pods in the mesh: with the programs in the image, and without, as ours is.
 #[test]
 fn pods_in_the_mesh_live_through_a_change_of_the_backend() {
-    for programs_stay in [true, false] {
+    at_once([true, false], |programs_stay| {
         let mesh = Mesh::new().unwrap();
         let mut agent = mesh.agent().env("NATIVE_NFTABLES", "false").ready().unwrap();
         let ztunnel = mesh.ztunnel_that(Script::default().reconnecting()).unwrap();
@@ -223,5 +223,5 @@ fn pods_in_the_mesh_live_through_a_change_of_the_backend() {
         }
         agent.kill().unwrap();
         assert_eq!(ztunnel.violations(), Vec::<String>::new());
-    }
+    });
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
-use testkit::{Ended, Mesh, Node, PATIENCE, eventually};
+use testkit::{Ended, Mesh, Node, PATIENCE, at_once, eventually};
 
 const NAMESPACE: &str = "istio-system";
 
@@ -118,11 +118,11 @@ fn we_are_not_let_in() {
 #[test]
 fn an_api_server_that_does_not_tell() {
     row("it is away", &[], |node| node.api.stop(), true, "as it was seen last; the plugin stays");
-    for fault in [Fault::status(500), Fault::Hang, Fault::Garbage] {
+    at_once([Fault::status(500), Fault::Hang, Fault::Garbage], |fault| {
         let name = format!("{fault:?}");
         let prepare = |node: &Node| node.api.fail_path("/daemonsets/", 10, fault);
         row(&name, &[], prepare, true, "as it was seen last; the plugin stays");
-    }
+    });
     let broken = affinity("pool", "Resembles", &json!(["mesh"]));
     row("its affinity is not valid", &[], |node| set(node, &broken), true, "affinity that is not valid");
     let fits = affinity("pool", "In", &json!(["mesh"]));

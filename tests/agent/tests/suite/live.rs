@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::{Mesh, MeshPod};
 use testkit::probe::answer_bytes;
-use testkit::{Agent, PATIENCE, PodCall, PodObject, TestNetns, eventually};
+use testkit::{Agent, PATIENCE, PodCall, PodObject, TestNetns, at_once, eventually};
 
 const WORLD: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// Ports of servers in the world.
@@ -172,7 +172,7 @@ pub(crate) fn asked(mut stream: &TcpStream) -> char {
 
 #[test]
 fn a_port_that_is_excluded_now_is_not_captured_any_more_and_what_is_open_goes_on() {
-    for native in BACKENDS {
+    at_once(BACKENDS, |native| {
         let (scene, agent) =
             Scene::new(native, "safe", &[("traffic.sidecar.istio.io/excludeInterfaces", "net7")]);
         let before = scene.open(OTHER);
@@ -197,7 +197,7 @@ fn a_port_that_is_excluded_now_is_not_captured_any_more_and_what_is_open_goes_on
         std::thread::sleep(A_WHILE);
         assert_eq!(scene.rules(), rules);
         assert_eq!(asked(&before), 'p');
-    }
+    });
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn a_pod_that_is_not_to_be_captured_any_more_keeps_its_rules_while_its_proxy_run
 
 #[test]
 fn a_pod_that_is_not_to_be_captured_any_more_drains_where_that_is_wanted() {
-    for native in BACKENDS {
+    at_once(BACKENDS, |native| {
         let (scene, agent) = Scene::new(native, "on", &[]);
         let before = scene.open(APP);
         assert_eq!(asked(&before), 'p');
@@ -260,7 +260,7 @@ fn a_pod_that_is_not_to_be_captured_any_more_drains_where_that_is_wanted() {
         drop(before);
         scene.wait_without_rules();
         assert_eq!(asked(&scene.open(APP)), 's');
-    }
+    });
 }
 
 /// As of a pod that the original's plugin has set up.

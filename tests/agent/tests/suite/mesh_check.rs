@@ -2,13 +2,13 @@
 
 use anyhow::ensure;
 use testkit::mesh::{MODE, Mesh};
-use testkit::{PATIENCE, PodCall, assert_says, eventually};
+use testkit::{PATIENCE, PodCall, assert_says, at_once, eventually};
 
 use crate::mesh::{wait_in, wait_out};
 
 #[test]
 fn a_check_knows_what_the_agent_applied_and_asks_nobody() {
-    for nft in ["true", "false"] {
+    at_once(["true", "false"], |nft| {
         let mesh = Mesh::new().unwrap();
         let start = || mesh.agent().env("NATIVE_NFTABLES", nft).env("AMBIENT_VERIFY_INTERVAL", "300ms");
         let agent = start().ready().unwrap();
@@ -42,7 +42,7 @@ fn a_check_knows_what_the_agent_applied_and_asks_nobody() {
         let entry = mesh.node.entry().unwrap();
         let stranger = PodCall::with(entry, "web", "another-uid", pod.netns.path()).run("CHECK").unwrap();
         assert_eq!(stranger.exit, Some(0), "{}", stranger.stderr);
-    }
+    });
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn what_was_applied_is_forgotten_with_the_pod() {
 /// The agent's own look: each rule is told once, counted while it is there, and told to be over.
 #[test]
 fn verification_tells_what_shadows_a_pod() {
-    for nft in ["true", "false"] {
+    at_once(["true", "false"], |nft| {
         let mesh = Mesh::new().unwrap();
         let agent = mesh.agent().env("NATIVE_NFTABLES", nft).env("AMBIENT_VERIFY_INTERVAL", "200ms");
         let agent = agent.ready().unwrap();
@@ -97,5 +97,5 @@ fn verification_tells_what_shadows_a_pod() {
         let over = "nothing shadows the rules of a pod any more";
         agent.log().wait_for(&[over], PATIENCE).unwrap();
         assert_eq!(lines(over), 1);
-    }
+    });
 }

@@ -229,7 +229,7 @@ fn say_again(mut stream: TcpStream) {
 
 #[test]
 fn what_is_open_outlives_the_way_out() {
-    for native in BACKENDS {
+    at_once(BACKENDS, |native| {
         let scene = Scene::new();
         let agent = scene.agent(native, &[]);
         let ztunnel = scene.ztunnel();
@@ -256,13 +256,13 @@ fn what_is_open_outlives_the_way_out() {
         drop(open);
         scene.wait_out(&ztunnel);
         assert_eq!(agent.metric("istio_cni_ambient_connections_ended_total").unwrap(), 0.0);
-    }
+    });
 }
 
 /// The agent is killed while the pod drains; a ztunnel that begins meanwhile hears of the pod.
 #[test]
 fn a_restart_goes_on_with_it() {
-    for native in BACKENDS {
+    at_once(BACKENDS, |native| {
         let scene = Scene::new();
         let agent = scene.agent(native, &[]);
         let ztunnel = scene.ztunnel();
@@ -287,12 +287,12 @@ fn a_restart_goes_on_with_it() {
         drop(open);
         scene.wait_out(&ztunnel);
         assert!(second.workloads().is_empty());
-    }
+    });
 }
 
 #[test]
 fn a_pod_that_drains_comes_back_and_loses_nothing() {
-    for native in BACKENDS {
+    at_once(BACKENDS, |native| {
         let scene = Scene::new();
         let agent = scene.agent(native, &[]);
         let ztunnel = scene.ztunnel();
@@ -314,7 +314,7 @@ fn a_pod_that_drains_comes_back_and_loses_nothing() {
         drop(after);
         scene.wait_out(&ztunnel);
         meanwhile.iter().for_each(Open::works);
-    }
+    });
 }
 
 /// A drain that ends by its time, and one that has none: the two sides of every connection see an end, though ztunnel closes nothing.
@@ -395,7 +395,7 @@ fn an_uninstallation_waits_no_longer_than_it_has_to() {
 /// The same addresses and ports: first through ztunnel, then past it, then with the pod back in.
 #[test]
 fn what_was_redirected_is_not_remembered() {
-    for (native, timeout) in [("true", "1h"), ("true", "0"), ("false", "1h")] {
+    at_once([("true", "1h"), ("true", "0"), ("false", "1h")], |(native, timeout)| {
         let scene = Scene::new();
         let _agent = scene.agent(native, &[("DRAIN_TIMEOUT", timeout)]);
         let ztunnel = scene.ztunnel();
@@ -419,13 +419,13 @@ fn what_was_redirected_is_not_remembered() {
         outside.works();
         outside.works();
         assert_eq!(scene.relayed(), 0, "it goes on as it was");
-    }
+    });
 }
 
 /// Where something is open when a running pod enters, the namespace does not pick it up; where nothing is, it is as before.
 #[test]
 fn only_what_is_open_needs_sparing() {
-    for something in [true, false] {
+    at_once([true, false], |something| {
         let scene = Scene::new();
         let _agent = scene.agent("true", &[]);
         let ztunnel = scene.ztunnel();
@@ -437,7 +437,7 @@ fn only_what_is_open_needs_sparing() {
         drop(open);
         scene.leave();
         scene.wait_out(&ztunnel);
-    }
+    });
 }
 
 /// Rules that somebody removed come back, and what was opened without them goes on without them.
@@ -483,38 +483,39 @@ fn what_was_open_before_the_rules_is_spared_until_it_ends() {
 
 #[test]
 fn a_repair_cuts_nothing() {
-    for (native, lose) in
-        [("true", "nft flush ruleset"), ("false", "iptables -t nat -F; iptables -t mangle -F")]
-    {
-        let (mesh, world) = (Mesh::new().unwrap(), TestNetns::new().unwrap());
-        let pod = mesh.sandbox("mesh", "web").unwrap();
-        mesh.node.api.set_pod(pod.object(&[], false));
-        let scene = Scene::with(mesh, world, pod);
-        let agent = scene.agent(native, &[("AMBIENT_VERIFY_INTERVAL", "700ms")]);
-        let ztunnel = scene.ztunnel();
-        assert_eq!(scene.mesh.announce(&scene.pod).unwrap().status, 200);
-        scene.mesh.wait_annotation(&scene.pod, Some("enabled")).unwrap();
-        assert_eq!(scene.loose(), "1", "a pod without a process has nothing to spare");
-        let through = scene.connect_through();
-        scene.pod.netns.run(std::process::Command::new("sh").args(["-ec", lose])).unwrap();
-        let past = scene.connect();
-        past.iter().for_each(Open::works);
-        assert_eq!(scene.relayed(), 2);
-        eventually("the rules are back", PATIENCE, || {
-            ensure!(agent.metric("istio_cni_drift_repaired_total{what=\"pod-rules\"}")? >= 1.0);
-            Ok(())
-        })
-        .unwrap();
-        through.iter().chain(&past).for_each(Open::works);
-        scene.connect_through();
-        assert_eq!(scene.loose(), "0");
-        drop((through, past));
-        // By the next agent, which did not change the setting.
-        agent.kill().unwrap();
-        let _agent = scene.agent(native, &[]);
-        scene.mesh.node.api.set_namespace("mesh", &[]);
-        scene.wait_out(&ztunnel);
-    }
+    at_once(
+        [("true", "nft flush ruleset"), ("false", "iptables -t nat -F; iptables -t mangle -F")],
+        |(native, lose)| {
+            let (mesh, world) = (Mesh::new().unwrap(), TestNetns::new().unwrap());
+            let pod = mesh.sandbox("mesh", "web").unwrap();
+            mesh.node.api.set_pod(pod.object(&[], false));
+            let scene = Scene::with(mesh, world, pod);
+            let agent = scene.agent(native, &[("AMBIENT_VERIFY_INTERVAL", "700ms")]);
+            let ztunnel = scene.ztunnel();
+            assert_eq!(scene.mesh.announce(&scene.pod).unwrap().status, 200);
+            scene.mesh.wait_annotation(&scene.pod, Some("enabled")).unwrap();
+            assert_eq!(scene.loose(), "1", "a pod without a process has nothing to spare");
+            let through = scene.connect_through();
+            scene.pod.netns.run(std::process::Command::new("sh").args(["-ec", lose])).unwrap();
+            let past = scene.connect();
+            past.iter().for_each(Open::works);
+            assert_eq!(scene.relayed(), 2);
+            eventually("the rules are back", PATIENCE, || {
+                ensure!(agent.metric("istio_cni_drift_repaired_total{what=\"pod-rules\"}")? >= 1.0);
+                Ok(())
+            })
+            .unwrap();
+            through.iter().chain(&past).for_each(Open::works);
+            scene.connect_through();
+            assert_eq!(scene.loose(), "0");
+            drop((through, past));
+            // By the next agent, which did not change the setting.
+            agent.kill().unwrap();
+            let _agent = scene.agent(native, &[]);
+            scene.mesh.node.api.set_namespace("mesh", &[]);
+            scene.wait_out(&ztunnel);
+        },
+    );
 }
 
 /// The API server takes no patch for a while: the pod is out all the same, and only the patch is repeated.
@@ -610,7 +611,7 @@ fn abort(stream: TcpStream) {
 /// The mode is off at once for what is new; what is open through ztunnel has its time to drain, and the agent says how many pods do.
 #[test]
 fn open_connections_outlive_an_upgrade_to_sidecar_mode() {
-    for native_nftables in BACKENDS {
+    at_once(BACKENDS, |native_nftables| {
         let scene = Scene::new();
         let agent = scene.agent(native_nftables, &[]);
         let ztunnel = scene.ztunnel();
@@ -636,5 +637,5 @@ fn open_connections_outlive_an_upgrade_to_sidecar_mode() {
         drop(open);
         scene.wait_out(&ztunnel);
         agent.log().wait_for(&["nothing of ambient mode is left"], PATIENCE).unwrap();
-    }
+    });
 }

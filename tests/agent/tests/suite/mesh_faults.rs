@@ -10,7 +10,7 @@ use serde_json::json;
 use testkit::apiserver::{Fault, Resource};
 use testkit::mesh::{Mesh, MeshPod};
 use testkit::ztunnel::{Answer, Hello, Request, Script};
-use testkit::{Agent, PATIENCE, assert_says, eventually, http};
+use testkit::{Agent, PATIENCE, assert_says, at_once, eventually, http};
 
 use crate::mesh::wait_in;
 
@@ -85,7 +85,7 @@ fn ztunnels_that_misbehave() {
         ),
         ("floods", || Script::default().hello(Hello::Packets(vec![vec![0x08, 0x01]; 50])), "ztunnel"),
     ];
-    for (name, script, says) in cases {
+    at_once(cases, |(name, script, says)| {
         let mesh = Mesh::new().unwrap();
         let _agent = mesh.start().unwrap();
         let bad = mesh.ztunnel_that(script()).unwrap();
@@ -104,7 +104,7 @@ fn ztunnels_that_misbehave() {
         wait_in(&mesh, &pod).unwrap_or_else(|error| panic!("{name}: {error:#}"));
         assert_eq!(good.violations(), Vec::<String>::new(), "{name}");
         assert_eq!(mesh.patches(&pod), [Some("enabled".to_owned())], "{name}");
-    }
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use testkit::mesh::{Mesh, MeshPod, REDIRECTION};
 use testkit::ztunnel::{Answer, Request, Script};
-use testkit::{Agent, PATIENCE, assert_says, eventually, http};
+use testkit::{Agent, PATIENCE, assert_says, at_most, at_once, eventually, http};
 
 use crate::mesh::wait_in;
 
@@ -56,7 +56,7 @@ fn starting(mesh: &Mesh) -> MeshPod {
 
 #[test]
 fn without_a_ztunnel_nothing_is_begun() {
-    for backend in ["true", "false"] {
+    at_once(["true", "false"], |backend| {
         let mesh = Mesh::new().unwrap();
         let agent = mesh.agent().env("NATIVE_NFTABLES", backend).ready().unwrap();
         let mut pod = starting(&mesh);
@@ -68,33 +68,35 @@ fn without_a_ztunnel_nothing_is_begun() {
         assert_eq!(agent.metric("istio_cni_ambient_pods{state=\"enrolled\"}").unwrap(), 0.0);
         let _ztunnel = mesh.ztunnel().unwrap();
         next_sandbox_is_taken(&mesh, &mut pod);
-    }
+    });
 }
 
 /// The ztunnel refuses, or ends, in the middle of an ADD.
 #[test]
 fn what_a_ztunnel_does_not_take_is_taken_back() {
-    for backend in ["true", "false"] {
-        for answer in [Answer::Nack("no".into()), Answer::Close] {
-            let mesh = Mesh::new().unwrap();
-            let _agent = mesh.agent().env("NATIVE_NFTABLES", backend).ready().unwrap();
-            let (says, bad) = (format!("{backend} {answer:?}"), answer);
-            let ztunnel = mesh.ztunnel_that(Script::answering(move |request| match request {
-                Request::Add { .. } => bad.clone(),
-                _ => Answer::Ack,
-            }));
-            let ztunnel = ztunnel.unwrap();
-            ztunnel.wait_snapshot(PATIENCE).unwrap();
-            let mut pod = starting(&mesh);
-            assert_eq!(mesh.announce(&pod).unwrap().status, 500, "{says}");
-            assert!(pod.is_clean().unwrap(), "{says}: with the answer everything is taken back");
-            wait_nothing_left(&mesh, &pod).unwrap();
-            ztunnel.close();
-            a_ztunnel_hears_of_nobody(&mesh, &says);
-            let _ztunnel = mesh.ztunnel().unwrap();
-            next_sandbox_is_taken(&mesh, &mut pod);
-        }
-    }
+    let backends = ["true", "false"];
+    let cases = backends
+        .into_iter()
+        .flat_map(|backend| [Answer::Nack("no".into()), Answer::Close].map(|answer| (backend, answer)));
+    at_once(cases, |(backend, answer)| {
+        let mesh = Mesh::new().unwrap();
+        let _agent = mesh.agent().env("NATIVE_NFTABLES", backend).ready().unwrap();
+        let (says, bad) = (format!("{backend} {answer:?}"), answer);
+        let ztunnel = mesh.ztunnel_that(Script::answering(move |request| match request {
+            Request::Add { .. } => bad.clone(),
+            _ => Answer::Ack,
+        }));
+        let ztunnel = ztunnel.unwrap();
+        ztunnel.wait_snapshot(PATIENCE).unwrap();
+        let mut pod = starting(&mesh);
+        assert_eq!(mesh.announce(&pod).unwrap().status, 500, "{says}");
+        assert!(pod.is_clean().unwrap(), "{says}: with the answer everything is taken back");
+        wait_nothing_left(&mesh, &pod).unwrap();
+        ztunnel.close();
+        a_ztunnel_hears_of_nobody(&mesh, &says);
+        let _ztunnel = mesh.ztunnel().unwrap();
+        next_sandbox_is_taken(&mesh, &mut pod);
+    });
 }
 
 /// The plugin is killed, or its time is over, while ztunnel works on the pod and takes it in the end.
@@ -139,31 +141,31 @@ fn killed(mesh: &Mesh, pod: &MeshPod, place: &str) {
 /// The agent is killed in the middle of an ADD, and the runtime takes the sandbox down before or after the next agent comes.
 #[test]
 fn an_agent_that_is_killed_leaves_nothing_to_enrol() {
-    for place in ["locate", "take-addresses", "load-rules", "tell-ztunnel", "add-probes"] {
-        for down_before in [false, true] {
-            let when = format!("{place}, sandbox down before: {down_before}");
-            let mesh = Mesh::new().unwrap();
-            let mut pod = mesh.sandbox("mesh", "web").unwrap();
-            mesh.node.api.set_pod(pod.object(&[], false));
-            killed(&mesh, &pod, place);
-            if down_before {
-                mesh.stop(&pod).unwrap();
-            }
-            let _agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "500ms").ready().unwrap();
-            a_ztunnel_hears_of_nobody(&mesh, &when);
-            assert!(mesh.probes().unwrap().is_empty(), "{when}");
+    let places = ["locate", "take-addresses", "load-rules", "tell-ztunnel", "add-probes"];
+    let cases = places.into_iter().flat_map(|place| [false, true].map(|down_before| (place, down_before)));
+    at_most(4, cases, |(place, down_before)| {
+        let when = format!("{place}, sandbox down before: {down_before}");
+        let mesh = Mesh::new().unwrap();
+        let mut pod = mesh.sandbox("mesh", "web").unwrap();
+        mesh.node.api.set_pod(pod.object(&[], false));
+        killed(&mesh, &pod, place);
+        if down_before {
             mesh.stop(&pod).unwrap();
-            let record = mesh.node.run_dir().join("ambient").join(format!("{}.json", pod.uid));
-            eventually("it is forgotten", PATIENCE, || {
-                ensure!(!record.exists(), "{when}: its record is left");
-                Ok(())
-            })
-            .unwrap();
-            assert_eq!(mesh.patches(&pod), [], "{when}");
-            let _ztunnel = mesh.ztunnel().unwrap();
-            next_sandbox_is_taken(&mesh, &mut pod);
         }
-    }
+        let _agent = mesh.agent().env("AMBIENT_VERIFY_INTERVAL", "500ms").ready().unwrap();
+        a_ztunnel_hears_of_nobody(&mesh, &when);
+        assert!(mesh.probes().unwrap().is_empty(), "{when}");
+        mesh.stop(&pod).unwrap();
+        let record = mesh.node.run_dir().join("ambient").join(format!("{}.json", pod.uid));
+        eventually("it is forgotten", PATIENCE, || {
+            ensure!(!record.exists(), "{when}: its record is left");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(mesh.patches(&pod), [], "{when}");
+        let _ztunnel = mesh.ztunnel().unwrap();
+        next_sandbox_is_taken(&mesh, &mut pod);
+    });
 }
 
 /// The answer was on its way when the agent was killed: the pod runs, and is in the mesh as soon as that is known.

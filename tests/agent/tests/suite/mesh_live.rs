@@ -8,7 +8,7 @@ use serde_json::Value;
 use testkit::apiserver::Resource;
 use testkit::mesh::{Mesh, MeshPod};
 use testkit::ztunnel::Script;
-use testkit::{Agent, PATIENCE, eventually};
+use testkit::{Agent, PATIENCE, at_once, eventually};
 
 use crate::mesh::wait_in;
 
@@ -71,7 +71,7 @@ fn wait_event(mesh: &Mesh, reason: &str, says: &str) {
 
 #[test]
 fn a_changed_annotation_is_in_force_at_once() {
-    for native in BACKENDS {
+    at_once(BACKENDS, |native| {
         let mesh = Mesh::new().unwrap();
         let agent = agent(&mesh, native, "safe");
         let _ztunnel = mesh.ztunnel().unwrap();
@@ -100,7 +100,7 @@ fn a_changed_annotation_is_in_force_at_once() {
         })
         .unwrap();
         assert_eq!(agent.metric("istio_cni_live_updates_total{result=\"refused\"}").unwrap(), 1.0);
-    }
+    });
 }
 
 /// The options of a pod's start are those of its rules as long as that is asked for, also after the agent that knew them.

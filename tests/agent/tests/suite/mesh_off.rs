@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
 use testkit::mesh::{MODE, Mesh, MeshPod, REDIRECTION};
 use testkit::ztunnel::Script;
-use testkit::{Agent, Launch, PATIENCE, assert_says, eventually};
+use testkit::{Agent, Launch, PATIENCE, assert_says, at_once, eventually};
 
 use crate::mesh::wait_in;
 
@@ -149,7 +149,7 @@ fn wait_told(mesh: &Mesh, part: &str, wanted: &[&str]) {
 
 #[test]
 fn an_agent_that_may_enter_pods_takes_everything_away() {
-    for native_nftables in ["true", "false"] {
+    at_once(["true", "false"], |native_nftables| {
         let scene = Scene::new(native_nftables);
         let agent = scene.sidecar_mode().env("NATIVE_NFTABLES", native_nftables).ready().unwrap();
         scene.wait_clean(&agent);
@@ -163,7 +163,7 @@ fn an_agent_that_may_enter_pods_takes_everything_away() {
         }
         assert!(scene.mesh.node.api.events().is_empty());
         scene.end();
-    }
+    });
 }
 
 /// The original's agent holds no lock of ours. What its pods have is no leftover.

@@ -89,13 +89,13 @@ fn pods_are_looked_at_by_turns_where_that_may_wait() {
 /// With the option on every pod is looked at, and put right, before the agent is ready.
 #[test]
 fn pods_are_put_right_before_the_agent_is_ready() {
-    for nftables in ["true", "false"] {
+    at_once(["true", "false"], |nftables| {
         let mesh = Mesh::new().unwrap();
         let left = left_by_an_earlier_agent(&mesh, 3, nftables);
         left[1].netns.nft("flush ruleset").unwrap();
         let agent = mesh.agent().env("NATIVE_NFTABLES", nftables).ready().unwrap();
         assert!(left.iter().all(|pod| pod.is_redirected().unwrap()), "{}", agent.log().text());
-    }
+    });
 }
 
 /// Pods that are deleted while no agent looks leave nothing behind from the start of the next one on, also where somebody else has no address, so that

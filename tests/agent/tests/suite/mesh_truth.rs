@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::mesh::{MODE, Mesh, MeshPod, REDIRECTION};
 use testkit::ztunnel::{Answer, Request, Script};
-use testkit::{Agent, PATIENCE, eventually};
+use testkit::{Agent, PATIENCE, at_once, eventually};
 
 use crate::mesh::wait_in;
 
@@ -50,7 +50,7 @@ fn annotated(mut object: Value, value: &str) -> Value {
 /// was there before the agent or not.
 #[test]
 fn an_annotation_alone_does_not_make_a_pod_a_member() {
-    for before in [false, true] {
+    at_once([false, true], |before| {
         let mesh = Mesh::new().unwrap();
         let lost = mesh.sandbox("mesh", "lost").unwrap();
         let kata = mesh.sandbox("mesh", "kata").unwrap();
@@ -102,7 +102,7 @@ fn an_annotation_alone_does_not_make_a_pod_a_member() {
         mesh.run(&lost).unwrap();
         mesh.node.api.set_pod(lost.object(&[("changed", "yes")], true));
         wait_in(&mesh, &lost).unwrap();
-    }
+    });
 }
 
 /// A static pod's processes are in cgroups by the hash of its manifest; the API server's copy of it says which. Another pod that says the same of

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
 use testkit::mesh::Mesh;
-use testkit::{Agent, Launch, Node, PATIENCE, PodObject, eventually, http};
+use testkit::{Agent, Launch, Node, PATIENCE, PodObject, at_once, eventually, http};
 
 use crate::mesh::wait_in;
 
@@ -93,7 +93,7 @@ fn the_second_agent_says_who_is_there_and_touches_nothing() {
 /// However the first ends: it leaves everything in place for the second, which begins at once.
 #[test]
 fn the_second_agent_takes_over_from_the_first() {
-    for signal in [Signal::TERM, Signal::KILL] {
+    at_once([Signal::TERM, Signal::KILL], |signal| {
         let node = Node::new().unwrap();
         let first = in_pod(&node, "one", FIRST).env("CLEANUP_ON_EXIT", "always").ready().unwrap();
         let mut second = in_pod(&node, "two", SECOND).env("CLEANUP_ON_EXIT", "always").start().unwrap();
@@ -114,7 +114,7 @@ fn the_second_agent_takes_over_from_the_first() {
         second.log().wait_for(&["the other agent has ended; this one begins"], PATIENCE).unwrap();
         second.stop().unwrap();
         assert!(!node.plugin().exists() && !node.agent_socket().exists(), "the last one cleans up");
-    }
+    });
 }
 
 /// Both DaemonSets are removed at once: somebody has to clean up.
@@ -258,17 +258,21 @@ fn a_name_that_no_node_has_is_a_reason_until_there_is_one() {
 /// Whether the name is right is not known then.
 #[test]
 fn an_api_server_that_may_not_be_asked_says_nothing_about_the_name() {
-    for fault in [Fault::status(403), Fault::status(401), Fault::status(500), Fault::Reset, Fault::Hang] {
-        let node = Node::new().unwrap();
-        node.api.fail_path("/nodes/", usize::MAX, fault.clone());
-        let agent = node.agent().ready().unwrap();
-        assert_eq!(agent.log().count(&["no node"]), 0, "{fault:?}: {}", agent.log().text());
-        let asked = || node.api.requests().iter().filter(|request| request.path.contains("/nodes/")).count();
-        let before = asked();
-        std::thread::sleep(Duration::from_millis(1200));
-        // Also after a 403: roles may come late.
-        assert!(asked() > before, "{fault:?}: {before} then {}", asked());
-    }
+    at_once(
+        [Fault::status(403), Fault::status(401), Fault::status(500), Fault::Reset, Fault::Hang],
+        |fault| {
+            let node = Node::new().unwrap();
+            node.api.fail_path("/nodes/", usize::MAX, fault.clone());
+            let agent = node.agent().ready().unwrap();
+            assert_eq!(agent.log().count(&["no node"]), 0, "{fault:?}: {}", agent.log().text());
+            let asked =
+                || node.api.requests().iter().filter(|request| request.path.contains("/nodes/")).count();
+            let before = asked();
+            std::thread::sleep(Duration::from_millis(1200));
+            // Also after a 403: roles may come late.
+            assert!(asked() > before, "{fault:?}: {before} then {}", asked());
+        },
+    );
 }
 
 /// After an agent that could not clean up: the node's own namespace gets rid of the table and the sets, whoever else has tables there, and pods keep

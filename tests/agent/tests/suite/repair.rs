@@ -10,7 +10,7 @@ use anyhow::ensure;
 use serde_json::{Value, json};
 use testkit::apiserver::{Fault, Resource};
 use testkit::mesh::{Mesh, MeshPod};
-use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, Process, eventually};
+use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, Process, at_once, eventually};
 
 const LABEL: &str = "cni.istio.io/uninitialized";
 /// From the moment in which a pod's sandbox can be seen.
@@ -171,7 +171,7 @@ fn a_job_that_started_without_the_plugin_has_its_rules_in_time_for_its_validatio
 
 #[test]
 fn a_repaired_pod_has_what_the_plugin_would_have_loaded() {
-    for native in ["true", "false", "auto"] {
+    at_once(["true", "false", "auto"], |native| {
         let mesh = Mesh::new().unwrap();
         let agent = agent(&mesh, "REPAIR").env("NATIVE_NFTABLES", native).ready().unwrap();
         for (name, annotations, env) in [
@@ -201,7 +201,7 @@ fn a_repaired_pod_has_what_the_plugin_would_have_loaded() {
         let lookups = pod.netns.run(Command::new("ip").args(["rule"])).unwrap();
         assert_eq!(lookups.matches("lookup 133").count(), 1, "{lookups}");
         wait_counted(&agent, "repair", "success", 4.0);
-    }
+    });
 }
 
 #[test]

@@ -4,14 +4,14 @@ use anyhow::ensure;
 use serde_json::Value;
 use testkit::apiserver::{Fault, Resource, WatchFault};
 use testkit::mesh::Mesh;
-use testkit::{PATIENCE, PodObject, eventually};
+use testkit::{PATIENCE, PodObject, at_once, eventually};
 
 use crate::repair::{A_WHILE, agent, broken, events, object, repaired, started, wait_counted};
 
 /// Each mode needs what the chart gives it, and nothing else.
 #[test]
 fn each_mode_does_its_work_with_its_own_rights_and_no_others() {
-    for (mode, kind) in [("REPAIR", "repair"), ("DELETE", "delete"), ("LABEL", "label")] {
+    at_once([("REPAIR", "repair"), ("DELETE", "delete"), ("LABEL", "label")], |(mode, kind)| {
         let mesh = Mesh::new().unwrap();
         let mut pods = vec!["create", "update", "patch", "deletecollection"];
         pods.extend((mode != "DELETE").then_some("delete"));
@@ -26,7 +26,7 @@ fn each_mode_does_its_work_with_its_own_rights_and_no_others() {
         let _pod = started(&mesh, "web", broken);
         wait_counted(&agent, kind, "success", 1.0);
         assert_eq!(repaired(&agent, kind, "fail"), 0.0, "{mode}");
-    }
+    });
 }
 
 /// What the agent has heard of a pod may be older than the pod.

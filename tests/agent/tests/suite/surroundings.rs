@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use testkit::apiserver::{Fault, Resource, WatchFault};
-use testkit::{Agent, Families, Node, PATIENCE, Pod, PodCall, assert_says, eventually, http};
+use testkit::{Agent, Families, Node, PATIENCE, Pod, PodCall, assert_says, at_once, eventually, http};
 
 /// Waits until this part is the only one that `/readyz` lists, with these texts, as is a line of the log.
 #[track_caller]
@@ -26,27 +26,29 @@ fn only_pending(agent: &Agent, part: &str, says: &[&str]) {
 /// Something else stands where a socket should be.
 #[test]
 fn a_socket_path_that_is_taken() {
-    for (name, part) in [("agent.sock", "plugin socket: listen on "), ("log.sock", "log socket: listen on ")]
-    {
-        let node = Node::new().unwrap();
-        let path = node.run_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        let mut agent = node.agent().start().unwrap();
-        only_pending(&agent, part, &[&path.to_string_lossy(), "a directory is there; remove it"]);
-        // Everything else works.
-        node.entry().unwrap();
-        std::fs::remove_dir(&path).unwrap();
-        std::fs::write(&path, "somebody's").unwrap();
-        only_pending(
-            &agent,
-            part,
-            &[&path.to_string_lossy(), "a file that is no socket is there; remove it"],
-        );
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's");
-        std::fs::remove_file(&path).unwrap();
-        agent.wait_ready().unwrap();
-        assert!(http::connect(&path).is_ok());
-    }
+    at_once(
+        [("agent.sock", "plugin socket: listen on "), ("log.sock", "log socket: listen on ")],
+        |(name, part)| {
+            let node = Node::new().unwrap();
+            let path = node.run_dir().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            let mut agent = node.agent().start().unwrap();
+            only_pending(&agent, part, &[&path.to_string_lossy(), "a directory is there; remove it"]);
+            // Everything else works.
+            node.entry().unwrap();
+            std::fs::remove_dir(&path).unwrap();
+            std::fs::write(&path, "somebody's").unwrap();
+            only_pending(
+                &agent,
+                part,
+                &[&path.to_string_lossy(), "a file that is no socket is there; remove it"],
+            );
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's");
+            std::fs::remove_file(&path).unwrap();
+            agent.wait_ready().unwrap();
+            assert!(http::connect(&path).is_ok());
+        },
+    );
 }
 
 /// By a process that holds no lock, as an agent of before or of the original.

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::looks::{AGENT_POD, DAEMONSET, Look, NAMESPACE, Scene};
-use testkit::{Agent, Ended, PATIENCE, eventually};
+use testkit::{Agent, Ended, PATIENCE, at_once, eventually};
 
 use crate::repair::{
     ValidationProgram, broken, object, repaired, started, validation_code, wait_counted, wait_repaired,
@@ -147,7 +147,7 @@ fn a_daemonset_that_is_deleted() {
 /// Evidence is taken back: before the cleanup, in the middle of it, and after it.
 #[test]
 fn a_daemonset_that_is_there_again() {
-    for milliseconds in [0, 20, 60, 2000] {
+    at_once([0, 20, 60, 2000], |milliseconds| {
         let (scene, agent) = Scene::new(2).unwrap();
         let (ended, looks) = scene.looking(|| {
             scene.delete_daemonset();
@@ -167,7 +167,7 @@ fn a_daemonset_that_is_there_again() {
             "{log}"
         );
         assert!(scene.look(Instant::now()).is_whole(), "{row}: {log}");
-    }
+    });
 }
 
 /// A deployment that restarts while there is no DaemonSet: the validation of its pods fails until the DaemonSet is back, and at its next try succeeds.
@@ -217,28 +217,31 @@ fn a_node_that_the_daemonset_leaves() {
     let labels = json!({"kubernetes.io/os": "linux", "pool": "mesh"});
     let tainted = json!({"metadata": {"name": "n1", "labels": labels},
         "spec": {"taints": [{"key": "team", "value": "db", "effect": "NoExecute"}]}});
-    for (row, change, object, reason) in [
-        ("nodeSelector", by_set, json!({"nodeSelector": {"pool": "edge"}}), "lacks the label pool=edge"),
-        ("affinity", by_set, json!({"affinity": required(&json!(["mesh"]))}), "required node affinity"),
-        ("taint", by_node, tainted, "do not tolerate the node's taint team=db:NoExecute"),
-    ] {
-        let (scene, agent) = Scene::new(2).unwrap();
-        let (ended, looks) = scene.looking(|| {
-            change(&scene, &object);
-            let told = || {
-                let verbose = agent.health("/readyz?verbose")?;
-                ensure!(verbose.status == 200 && verbose.body.contains(reason), "{verbose:?}");
-                Ok(())
-            };
-            eventually("a notice", PATIENCE, told).unwrap();
-            assert!(scene.look(Instant::now()).is_whole(), "{row}: it is served until it ends");
-            agent.stop().unwrap()
-        });
-        let log = ended.log.text();
-        assert_sound(row, &looks, &log);
-        assert!(ended.log.find(&["taking the plugin off this node", reason]).is_some(), "{row}: {log}");
-        scene.wait_removed().unwrap_or_else(|error| panic!("{row}: {error:#}\n{log}"));
-    }
+    at_once(
+        [
+            ("nodeSelector", by_set, json!({"nodeSelector": {"pool": "edge"}}), "lacks the label pool=edge"),
+            ("affinity", by_set, json!({"affinity": required(&json!(["mesh"]))}), "required node affinity"),
+            ("taint", by_node, tainted, "do not tolerate the node's taint team=db:NoExecute"),
+        ],
+        |(row, change, object, reason)| {
+            let (scene, agent) = Scene::new(2).unwrap();
+            let (ended, looks) = scene.looking(|| {
+                change(&scene, &object);
+                let told = || {
+                    let verbose = agent.health("/readyz?verbose")?;
+                    ensure!(verbose.status == 200 && verbose.body.contains(reason), "{verbose:?}");
+                    Ok(())
+                };
+                eventually("a notice", PATIENCE, told).unwrap();
+                assert!(scene.look(Instant::now()).is_whole(), "{row}: it is served until it ends");
+                agent.stop().unwrap()
+            });
+            let log = ended.log.text();
+            assert_sound(row, &looks, &log);
+            assert!(ended.log.find(&["taking the plugin off this node", reason]).is_some(), "{row}: {log}");
+            scene.wait_removed().unwrap_or_else(|error| panic!("{row}: {error:#}\n{log}"));
+        },
+    );
 }
 
 /// Helm deletes the DaemonSet, some milliseconds later the roles and the account, and kubelet ends the pod after a while. Each pod is either out

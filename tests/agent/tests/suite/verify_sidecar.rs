@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::mesh::{Mesh, MeshPod};
-use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, TestNetns, eventually};
+use testkit::{Agent, Launch, PATIENCE, PodCall, PodObject, TestNetns, at_once, eventually};
 
 fn agent(mesh: &Mesh) -> Launch<'_> {
     let launch = mesh.node.agent().env("HOST_ROOT", &mesh.root().to_string_lossy());
@@ -100,7 +100,7 @@ fn chosen(number: usize) -> (Pairs, Pairs) {
 #[test]
 fn what_the_plugin_has_loaded_is_what_the_agent_expects() {
     const PODS: usize = 12;
-    for native in ["true", "false"] {
+    at_once(["true", "false"], |native| {
         let mesh = Mesh::new().unwrap();
         let agent = agent(&mesh).env("NATIVE_NFTABLES", native).ready().unwrap();
         let _pods: Vec<MeshPod> = (0..PODS)
@@ -119,7 +119,7 @@ fn what_the_plugin_has_loaded_is_what_the_agent_expects() {
             .iter()
             .filter(|(name, value)| name.starts_with("istio_cni_drift_total") && **value > 0.0);
         assert_eq!(drift.count(), 0, "{native}: {:?}", agent.log().text());
-    }
+    });
 }
 
 #[test]

@@ -173,6 +173,31 @@ fn dropped() {
     });
 }
 
+/// An API server that answers before it has loaded its roles refuses everything, the question whether it is ready included.
+fn roles_loaded_late() {
+    runtime().block_on(async {
+        let setup = Setup::new();
+        let agent = real_agent(&setup).await;
+        setup.server.forbid_everyone();
+        for resource in [Resource::Pods, Resource::Namespaces] {
+            setup.server.disturb_watches(resource, WatchFault::Reset);
+        }
+        let before = setup.requests("").len();
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        let asked = setup.requests("").len() - before;
+        // Each of two watches some times soon and then every 3.5 s, with a question each time.
+        assert!((20..=60).contains(&asked), "{asked} requests");
+        assert_eq!(agent.away(), [""; 0], "it answers");
+        let start = Instant::now();
+        setup.server.check_credentials();
+        setup.set_pod("after", "1");
+        let back = |agent: &Agent| agent.restored(WatchName::PODS) && agent.restored(WatchName::NAMESPACES);
+        agent.until("both watches", |agent| back(agent) && agent.pods().contains(&"shop/after".into())).await;
+        println!("roles loaded late: all watches back after {:?}", start.elapsed());
+        assert!(start.elapsed() <= BACK, "{:?}", start.elapsed());
+    });
+}
+
 #[test]
 fn after_more_than_a_minute_all_watches_are_back_within_five_seconds() {
     std::thread::scope(|scope| {
@@ -183,29 +208,6 @@ fn after_more_than_a_minute_all_watches_are_back_within_five_seconds() {
         scope.spawn(|| answered_with("503 for a minute", Fault::Status { code: 503, retry_after: Some(60) }));
         scope.spawn(|| answered_with("requests hang", Fault::Hang));
         scope.spawn(|| answered_with("connections hang", Fault::HangBeforeTls));
+        scope.spawn(roles_loaded_late);
     });
-}
-
-/// An API server that answers before it has loaded its roles refuses everything, the question whether it is ready included.
-#[tokio::test]
-async fn roles_that_are_loaded_late_are_noticed_within_five_seconds() {
-    let setup = Setup::new();
-    let agent = real_agent(&setup).await;
-    setup.server.forbid_everyone();
-    for resource in [Resource::Pods, Resource::Namespaces] {
-        setup.server.disturb_watches(resource, WatchFault::Reset);
-    }
-    let before = setup.requests("").len();
-    tokio::time::sleep(Duration::from_secs(25)).await;
-    let asked = setup.requests("").len() - before;
-    // Each of two watches some times soon and then every 3.5 s, with a question each time.
-    assert!((20..=60).contains(&asked), "{asked} requests");
-    assert_eq!(agent.away(), [""; 0], "it answers");
-    let start = Instant::now();
-    setup.server.check_credentials();
-    setup.set_pod("after", "1");
-    let back = |agent: &Agent| agent.restored(WatchName::PODS) && agent.restored(WatchName::NAMESPACES);
-    agent.until("both watches", |agent| back(agent) && agent.pods().contains(&"shop/after".into())).await;
-    println!("roles loaded late: all watches back after {:?}", start.elapsed());
-    assert!(start.elapsed() <= BACK, "{:?}", start.elapsed());
 }
