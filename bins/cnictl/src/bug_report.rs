@@ -11,7 +11,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
@@ -20,7 +20,8 @@ use crate::configuration::ConfigurationArgs;
 use crate::log::{LOG_DIR, NodeLog};
 use crate::node::{NodePlaces, directory};
 use crate::output::{Usage, VerbAnswer};
-use crate::pods::{LookedPod, SelectArgs, Viewer, is_fine};
+use crate::pods::{LookedPod, Viewer, is_fine};
+use addresses::AddressNames;
 use archive::{Archive, ReportItem};
 
 const EXAMPLES: &str = "\
@@ -58,7 +59,7 @@ enum Redaction {
 /// Collect what is needed to find a fault on this node: state, rules, logs, into one file
 ///
 /// Secrets, tokens, certificates, kubeconfigs, environment variables, and labels and annotations of others are never collected; before the file is
-/// written all of it is searched for what looks like a token, a key or a password, and where there is one nothing is written. index.json in it
+/// written all of it is searched for what looks like a JSON web token, PEM, a bearer or basic credential or a password in a URL, and where there is one nothing is written. index.json in it
 /// says of each item how it was made.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -128,8 +129,12 @@ impl BugReportArgs {
         if !rustix::process::geteuid().is_root() {
             anyhow::bail!("only root can look at everything that belongs into a report; run cnictl as root");
         }
-        let name = report_name();
         let redacts = self.redact.contains(&Redaction::Ips);
+        let name = match redacts {
+            // The node's name may be its address.
+            true => AddressNames::default().replace(&report_name()),
+            false => report_name(),
+        };
         let root = if redacts { "istio-cni-report".to_owned() } else { name.clone() };
         let mut archive = Archive::new(root, redacts, usize::from(self.max) * 1_000_000);
         self.collect(&mut archive)?;
@@ -182,7 +187,13 @@ impl BugReportArgs {
         add("kernel-log.txt", &mut || {
             look::timed("kernel-log.txt", "lines of /dev/kmsg about packets", look::kernel_log)
         })?;
-        add("settings.txt", &mut || look::timed("settings.txt", "files below /proc/sys", look::settings))?;
+        add("settings.txt", &mut || {
+            // Those of the network are each namespace's.
+            look::timed("settings.txt", "files below /proc/sys", || {
+                crate::node::in_host(|_| look::settings())
+                    .unwrap_or_else(|error| look::failed(fault::chain(&error)))
+            })
+        })?;
         add("node/rules.txt", &mut || {
             look::timed("node/rules.txt", "the kernel, by this program", || {
                 crate::node::in_host(|inside| look::rules(inside.inside()))
@@ -228,7 +239,7 @@ impl BugReportArgs {
                         .map(|text| allowed::configuration(&text))
                     {
                         Ok(Some(shown)) => look::text(shown),
-                        Ok(None) => look::failed("it is no JSON, so none of it is shown".to_owned()),
+                        Ok(None) => look::failed("it is no JSON object, so none of it is shown".to_owned()),
                         Err(error) => look::failed(error.to_string()),
                     }
                 })
@@ -250,11 +261,16 @@ impl BugReportArgs {
 
     /// Rules and evidence of pods; what could not be looked at.
     fn pods(&self, places: &[String], add: &mut AddItem<'_>) -> Result<Vec<String>> {
-        let looked = Viewer::new(&self.configuration, false, None)
-            .and_then(|viewer| viewer.look_deeply(&SelectArgs::default()));
+        let configuration = self.configuration.clone();
+        // Where the kernel does not answer the rest of the report is worth as much.
+        let looked = look::answered_within(look::VERB_TIME, move || {
+            let viewer = Viewer::new(&configuration, false, None)?;
+            viewer.look_until(Instant::now() + look::VERB_TIME / 2)
+        });
         let looked = match looked {
-            Ok(looked) => looked,
-            Err(error) => return Ok(vec![format!("no pod is looked at: {error:#}")]),
+            Ok(Ok(looked)) => looked,
+            Ok(Err(error)) => return Ok(vec![format!("no pod is looked at: {error:#}")]),
+            Err(why) => return Ok(vec![format!("no pod is looked at: {why}")]),
         };
         let chosen = self.choose(&looked);
         for pod in &chosen {

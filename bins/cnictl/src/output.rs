@@ -270,7 +270,7 @@ mod tests {
             ("short", "short"),
             (
                 "  x conf-dir: it is not there and so on",
-                "  x conf-dir: it is\n      not there and so\n      on",
+                "  x conf-dir: it is\n      not there and\n      so on",
             ),
             ("Agent   version 1, pid 7, ready", "Agent   version 1,\n        pid 7, ready"),
             ("a /one/very/long/path/of/a/file b", "a\n    /one/very/long/path/of/a/file\n    b"),

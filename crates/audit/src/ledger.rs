@@ -187,9 +187,31 @@ impl RuleWindow {
         }
         let many =
             self.many.get_or_insert_with(|| FlowWindow { event: event.clone(), waiting: 0, logged: 0 });
+        let before = match many.waiting {
+            0 => event.connection.clone(),
+            _ => many.event.connection.clone(),
+        };
         many.add(event, packets);
-        many.event.connection.destination = Some(DenialEnd {
+        let (connection, now) = (&mut many.event.connection, &event.connection);
+        let tenant = |of: &Option<DenialEnd>| of.as_ref().map(|end| end.tenant.clone()).unwrap_or_default();
+        // What all of them have in common.
+        let common = |before: &Option<DenialEnd>, now: &Option<DenialEnd>| match tenant(before) {
+            before if before == tenant(now) => before,
+            _ => String::new(),
+        };
+        let is_other = before.source.as_ref().map(DenialEnd::told_without_port)
+            != now.source.as_ref().map(DenialEnd::told_without_port);
+        connection.source = match is_other {
+            true => Some(DenialEnd {
+                kind: "many".to_owned(),
+                tenant: common(&before.source, &now.source),
+                ..DenialEnd::default()
+            }),
+            false => before.source,
+        };
+        connection.destination = Some(DenialEnd {
             kind: "many".to_owned(),
+            tenant: common(&before.destination, &now.destination),
             distinct: self.distinct.len(),
             ..DenialEnd::default()
         });
@@ -360,17 +382,21 @@ mod tests {
         let mut ledger = AuditLedger::new(LedgerConfig { window: WINDOW, rate: 10, mask: None }, now);
         let mut at_once = 0;
         for number in 0..10_000_u32 {
-            let mut record = record(1, 1, 0, u64::from(number) + 1);
-            record.connection.destination.as_mut().unwrap().ip =
-                Some(IpAddr::from((0x0a01_0000 + number).to_be_bytes()));
+            let mut record = record((number % 2) as u8, 1, 0, u64::from(number) + 1);
+            record.connection.source.as_mut().unwrap().tenant =
+                ["red", "green"][number as usize % 2].to_owned();
+            let to = record.connection.destination.as_mut().unwrap();
+            (to.ip, to.tenant) = (Some((0x0a01_0000 + number).to_be_bytes().into()), "blue".to_owned());
             at_once += u64::from(ledger.take(&record, now).is_some());
         }
         let lines = ledger.tick(now + WINDOW, false);
-        let many = lines
+        let ends = lines
             .iter()
-            .filter_map(|line| line.connection.destination.as_ref())
-            .find(|end| end.kind == "many");
-        assert_eq!((at_once, lines.len(), many.unwrap().distinct), (10, 991, 9000));
+            .filter_map(|line| line.connection.source.as_ref().zip(line.connection.destination.as_ref()));
+        let (from, to) = ends.clone().find(|(_, to)| to.kind == "many").unwrap();
+        assert_eq!((at_once, lines.len(), to.distinct), (10, 991, 9000));
+        // Only what all have in common is told of them.
+        assert_eq!((&*from.kind, &*from.tenant, from.ip, &*to.tenant), ("many", "", None, "blue"));
         assert_eq!(sum(&lines) + at_once, 10_000);
     }
 

@@ -146,13 +146,23 @@ impl Points {
         self.pod.end_guard(pod);
     }
 
-    /// Tests whether the node sees a pod, and enforces its policies where that says.
-    pub(super) fn look(&mut self, at: &AttachedPod, index: &PolicyIndex) -> Result<(), PointError> {
+    /// Tests whether the node sees a pod, and enforces its policies where that says. Where not all of the node's rules are in force (`in_force`), a pod that
+    /// it sees keeps what it has, and is tested again.
+    pub(super) fn look(
+        &mut self,
+        at: &AttachedPod,
+        index: &PolicyIndex,
+        in_force: bool,
+    ) -> Result<(), PointError> {
         self.pod.attached(at);
         if self.choice == PointChoice::Pod {
             return Ok(());
         }
         let sight = self.entry.look(at);
+        if sight == NodeSight::Seen && !in_force {
+            self.untested.insert(at.pod.clone());
+            return Ok(());
+        }
         self.untested.remove(&at.pod);
         let before = self.sights.insert(at.pod.clone(), sight.clone());
         let is_news = before.as_ref() != Some(&sight);

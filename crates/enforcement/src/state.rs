@@ -205,7 +205,6 @@ impl PolicyState {
     /// Forgets pods that never came to be: nobody has known them twice in a row. And classes that are gone as long.
     pub(super) fn sweep(&mut self) {
         self.logged.sweep(&self.index);
-        self.sweep_guarded();
         let cluster = self.sources.cluster.clone();
         self.tunnels.retain(|key| cluster.index().pod(&key.namespace, &key.name).is_some());
         let (before, mut unknown) = (std::mem::take(&mut self.unknown), BTreeSet::new());
@@ -217,6 +216,7 @@ impl PolicyState {
             }
         });
         self.unknown = unknown;
+        self.sweep_guarded();
         if self.stage == FollowStage::Follows {
             gone.iter().for_each(|(key, addresses)| self.pod(key, addresses));
         }
@@ -321,6 +321,8 @@ impl PolicyState {
 
     /// A pod is other than before; `addresses` are all that it had or has.
     pub(super) fn pod(&mut self, key: &ObjectKey, addresses: &[IpAddr]) {
+        // Of one that may not be judged yet nothing is done now: all is adopted when its namespace comes.
+        self.has_unknown |= self.may_judge(key).is_err();
         let (name, peers) = (name_of(key), self.sources.peers.read());
         let world = world(&peers, &self.local, &self.namespaces);
         let pod = world.pod(key).filter(|pod| world.is_local(pod));

@@ -118,7 +118,7 @@ fn push_json_display(out: &mut Vec<u8>, value: &dyn Display) {
 }
 
 /// The text, or its beginning.
-fn bounded(value: &dyn Display) -> String {
+pub(super) fn bounded(value: &dyn Display) -> String {
     let mut text = Bounded(String::new());
     if fmt::Write::write_fmt(&mut text, format_args!("{value}")).is_err() {
         text.0.push_str(CUT_MARK);

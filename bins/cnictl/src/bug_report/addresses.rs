@@ -14,9 +14,7 @@ impl AddressNames {
         let mut rest = text;
         let mut before = ' ';
         while let Some(first) = rest.chars().next() {
-            let run =
-                rest.bytes().take_while(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte)).count();
-            if let Some((ip, length)) = address_at(rest, run, before) {
+            if let Some((ip, length)) = address_at(rest, before) {
                 self.name(ip, &rest[..length], &mut out);
                 before = '0';
                 rest = &rest[length..];
@@ -40,12 +38,13 @@ impl AddressNames {
     }
 }
 
-/// The address with which a text begins, and its length; `run` bytes of the text could be of an IPv6 address.
-fn address_at(text: &str, run: usize, before: char) -> Option<(IpAddr, usize)> {
+/// The address with which a text begins, and its length.
+fn address_at(text: &str, before: char) -> Option<(IpAddr, usize)> {
     if before.is_ascii_digit() || before == '.' {
         return None;
     }
     if !before.is_ascii_alphanumeric() && before != ':' {
+        let run = text.bytes().take_while(|byte| byte.is_ascii_hexdigit() || b":.".contains(byte)).count();
         let token = text[..run].trim_end_matches('.');
         // A colon may end a sentence, or two may be the address's own.
         for token in [token, token.trim_end_matches(':')] {

@@ -1,6 +1,6 @@
 //! What of documents may be handed out: what is on a list, and nothing else.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Keys of CNI configurations whose values are shown: those of the specification, of the usual plugins, and this plugin's own.
 const CONF_KEYS: &[&str] = &[
@@ -80,27 +80,27 @@ const REMOVED: &str = "(not shown)";
 /// Part of the keys of labels and annotations that are shown.
 const ISTIO: &str = "istio.io";
 
-/// A CNI configuration with the values of known keys only; `None` for text that is no JSON, of which nothing is known.
+/// A CNI configuration with the values of known keys only; `None` for text that is no JSON object, of which nothing is known.
 pub(super) fn configuration(text: &[u8]) -> Option<String> {
-    let mut document = serde_json::from_slice(text).ok()?;
-    if let Value::Object(members) = &mut document {
-        known_keys(members);
-    }
+    let mut document: Value = serde_json::from_slice(text).ok().filter(Value::is_object)?;
+    known_keys(&mut document);
     serde_json::to_string_pretty(&document).ok().map(|text| text + "\n")
 }
 
-fn known_keys(members: &mut Map<String, Value>) {
-    for (key, value) in members {
-        match value {
-            // Of selectors of labels each part is a name or a label.
-            _ if key == "enablement_selectors" => {}
-            _ if !CONF_KEYS.contains(&key.as_str()) => *value = REMOVED.into(),
-            Value::Object(members) => known_keys(members),
-            Value::Array(items) => {
-                items.iter_mut().filter_map(Value::as_object_mut).for_each(known_keys);
+fn known_keys(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(known_keys),
+        Value::Object(members) => {
+            for (key, value) in members {
+                match key.as_str() {
+                    // Of selectors of labels each part is a name or a label.
+                    "enablement_selectors" => {}
+                    key if !CONF_KEYS.contains(&key) => *value = REMOVED.into(),
+                    _ => known_keys(value),
+                }
             }
-            _ => {}
         }
+        _ => {}
     }
 }
 

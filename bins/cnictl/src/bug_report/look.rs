@@ -25,6 +25,8 @@ use crate::pods::{attached, chain_text};
 
 /// Time for one program; one that hangs in the kernel is left to itself soon after.
 const PROGRAM_TIME: Duration = Duration::from_secs(10);
+/// Time for a verb of this program, which itself waits for programs that may hang, the plugin among them.
+pub(super) const VERB_TIME: Duration = Duration::from_secs(20);
 const LEFT_ALONE: Duration = Duration::from_secs(2);
 /// Largest answer of /metrics, in bytes.
 const MAX_METRICS: usize = 8 << 20;
@@ -58,7 +60,7 @@ const SETTINGS: [&str; 17] = [
 /// A program of the node, in the node's own network namespace.
 pub(super) fn in_node(file: &str, line: &str) -> ReportItem {
     let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-    timed(file, line, move || match in_host(|_| run(&words)) {
+    timed(file, line, move || match in_host(|_| run(&words, PROGRAM_TIME)) {
         Ok(ran) => ran,
         Err(error) => failed(format!("enter the node's network namespace: {}", fault::chain(&error))),
     })
@@ -69,7 +71,7 @@ pub(super) fn own(file: &str, words: &[String]) -> ReportItem {
     let line = format!("cnictl {}", words.join(" "));
     let mut command = vec!["/proc/self/exe".to_owned()];
     command.extend_from_slice(words);
-    timed(file, &line, move || run(&command))
+    timed_within(VERB_TIME, file, &line, move || run(&command, VERB_TIME))
 }
 
 /// Something that this program does itself; `command` says what.
@@ -78,18 +80,33 @@ pub(super) fn timed(
     command: &str,
     look: impl FnOnce() -> ReportItem + Send + 'static,
 ) -> ReportItem {
+    timed_within(PROGRAM_TIME, file, command, look)
+}
+
+fn timed_within(
+    time: Duration,
+    file: &str,
+    command: &str,
+    look: impl FnOnce() -> ReportItem + Send + 'static,
+) -> ReportItem {
     let begun = Instant::now();
-    let (done, wait) = mpsc::channel();
-    // A thread of its own, which is left behind where the kernel does not give it back.
-    let started = thread::Builder::new().spawn(move || done.send(look()));
-    let item = match started {
-        Ok(_) => wait.recv_timeout(PROGRAM_TIME + LEFT_ALONE).unwrap_or_else(|_| {
-            failed(format!("no answer after {} s", (PROGRAM_TIME + LEFT_ALONE).as_secs()))
-        }),
-        Err(error) => failed(format!("start a thread: {error}")),
-    };
+    let item = answered_within(time + LEFT_ALONE, look).unwrap_or_else(failed);
     let seconds = begun.elapsed().as_secs_f64();
     ReportItem { file: file.to_owned(), command: command.to_owned(), seconds, ..item }
+}
+
+/// What comes of a look in a thread of its own, which is left behind where the kernel does not give it back.
+///
+/// # Errors
+/// It takes longer, or there is no thread.
+pub(super) fn answered_within<T: Send + 'static>(
+    time: Duration,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    let (done, wait) = mpsc::channel();
+    let started = thread::Builder::new().spawn(move || done.send(look()));
+    started.map_err(|error| format!("start a thread: {error}"))?;
+    wait.recv_timeout(time).map_err(|_| format!("no answer after {} s", time.as_secs()))
 }
 
 pub(super) fn failed(problem: String) -> ReportItem {
@@ -100,21 +117,18 @@ pub(super) fn text(text: String) -> ReportItem {
     ReportItem { text, ..ReportItem::default() }
 }
 
-fn run(words: &[String]) -> ReportItem {
+fn run(words: &[String], time: Duration) -> ReportItem {
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]);
-    match execute(command, b"", PROGRAM_TIME) {
+    match execute(command, b"", time) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             failed("there is no such program here".to_owned())
         }
         Err(error) => failed(format!("it cannot be started: {error}")),
         Ok(ran) => {
             let said = String::from_utf8_lossy(&ran.stderr);
-            let late = if ran.timed_out {
-                format!("killed after {} s; ", PROGRAM_TIME.as_secs())
-            } else {
-                String::new()
-            };
+            let late =
+                if ran.timed_out { format!("killed after {} s; ", time.as_secs()) } else { String::new() };
             ReportItem {
                 exit: ran.status.code(),
                 problem: format!("{late}{}", &said.trim()[..said.trim().floor_char_boundary(2000)]),

@@ -19,8 +19,18 @@ pub(super) enum SecretKind {
 const TOKEN: usize = 16;
 /// Characters that each part of a JSON web token has at least.
 const JWT_PART: usize = 8;
-/// `-----BEGIN`, and its base64 wherever it begins a text.
-const PEM: [&str; 2] = ["-----BEGIN", "LS0tLS1CRUdJTi"];
+/// `-----BEGIN` and `-----END`, for a text that begins after the first, and the base64 of the first wherever it begins a text.
+const PEM: [&str; 3] = ["-----BEGIN", "-----END", "LS0tLS1CRUdJTi"];
+/// What comes before a credential, in lower case: as people write it, in logfmt and in JSON.
+const BEFORE_CREDENTIAL: [&str; 7] = [
+    "bearer ",
+    "bearer:",
+    "bearer=",
+    "authorization: basic ",
+    "authorization=basic ",
+    "authorization\":\"basic ",
+    "authorization\": \"basic ",
+];
 
 /// The first secret in a text, and the number of its line, from 1.
 pub(super) fn find(text: &str) -> Option<(SecretKind, usize)> {
@@ -40,7 +50,7 @@ fn find_in(line: &str) -> Option<SecretKind> {
             token_length(lower[at + word.len()..].trim_start_matches([' ', '"', ':', '='])) >= TOKEN
         })
     };
-    if ["bearer ", "bearer:", "bearer=", "authorization: basic "].into_iter().any(credential) {
+    if BEFORE_CREDENTIAL.into_iter().any(credential) {
         return Some(SecretKind::Bearer);
     }
     line.match_indices("://").any(|(at, _)| has_password(&line[at + 3..])).then_some(SecretKind::Password)
@@ -98,6 +108,9 @@ mod tests {
             ("Authorization: Bearer 0123456789abcdef0123".to_owned(), Some((SecretKind::Bearer, 1))),
             ("\"BEARER sha256~aaaaaaaaaaaaaaaaa\"".to_owned(), Some((SecretKind::Bearer, 1))),
             ("authorization: basic dXNlcjpwYXNzd29yZA==".to_owned(), Some((SecretKind::Bearer, 1))),
+            ("authorization=Basic dXNlcjpwYXNzd29yZA==".to_owned(), Some((SecretKind::Bearer, 1))),
+            (r#"{"Authorization":"Basic dXNlcjpwYXNzd29yZA=="}"#.to_owned(), Some((SecretKind::Bearer, 1))),
+            ("MIIB\n-----END CERTIFICATE-----".to_owned(), Some((SecretKind::Pem, 2))),
             ("proxy http://me:hidden@10.0.0.1:3128/".to_owned(), Some((SecretKind::Password, 1))),
             ("the bearer token was refused; a bearer credential".to_owned(), None),
             ("eyJ is how they begin. eyJhbGci.short".to_owned(), None),

@@ -22,6 +22,15 @@ const MAX_FILES: usize = 8;
 /// Directories of pods that are looked through.
 const MAX_PODS: usize = 5000;
 
+/// What a file says of a line: runtimes write long ones in parts.
+#[derive(Debug, PartialEq, Eq)]
+enum LinePart {
+    /// More of it follows.
+    Begins(String),
+    /// Its end, or all of it.
+    Ends(String),
+}
+
 /// Lines with where they are from.
 #[derive(Debug, Default)]
 pub(crate) struct NodeLog {
@@ -39,7 +48,7 @@ impl NodeLog {
         let since = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
         let mut log = Self::default();
         let mut lines: Vec<String> = Vec::new();
-        let files = agent_files(dir, since);
+        let files = agent_files(dir, own_directories(&places.run_dir).as_deref(), since);
         for path in &files {
             log.take(path, container_line, &mut lines);
         }
@@ -54,7 +63,7 @@ impl NodeLog {
             }
         }
         for path in plugin_files(&places.run_dir, since) {
-            log.take(&path, |line| Some(line.to_owned()), &mut lines);
+            log.take(&path, |line| Some(LinePart::Ends(line.to_owned())), &mut lines);
         }
         let since = telemetry::time_text(since);
         lines.retain(|line| time_of(line).is_none_or(|time| time >= &*since));
@@ -66,11 +75,18 @@ impl NodeLog {
         log
     }
 
-    fn take(&mut self, path: &Path, read: impl Fn(&str) -> Option<String>, lines: &mut Vec<String>) {
+    fn take(&mut self, path: &Path, read: impl Fn(&str) -> Option<LinePart>, lines: &mut Vec<String>) {
         match end_of(path) {
             Ok(text) => {
                 self.from.push(path.display().to_string());
-                lines.extend(text.lines().filter(|line| !line.is_empty()).filter_map(read));
+                let mut begun = String::new();
+                for part in text.lines().filter(|line| !line.is_empty()).filter_map(read) {
+                    match part {
+                        LinePart::Begins(text) => begun += &text,
+                        LinePart::Ends(text) => lines.push(std::mem::take(&mut begun) + &text),
+                    }
+                }
+                lines.extend((!begun.is_empty()).then_some(begun));
             }
             Err(error) => self.gaps.push(format!("{}: {error}", path.display())),
         }
@@ -95,9 +111,20 @@ pub(crate) fn time_of(line: &str) -> Option<&str> {
     is_time.then(|| text.split(['"', '\t', ' ']).next()).flatten()
 }
 
-/// The log files of the agent's container, the oldest first.
-fn agent_files(dir: &Path, since: SystemTime) -> Vec<PathBuf> {
+/// How kubelet names the directories of pods of the DaemonSet whose agent runs here: other pods may have a container of the same name.
+fn own_directories(run_dir: &Path) -> Option<String> {
+    let holder = rundir::holder(run_dir, rundir::LOCK_NAME).ok().flatten()?;
+    let (daemonset, _) = holder.pod.rsplit_once('-')?;
+    (!holder.namespace.is_empty()).then(|| format!("{}_{daemonset}-", holder.namespace))
+}
+
+/// The log files of the agent's container, the oldest first; of directories that are named so only.
+fn agent_files(dir: &Path, named: Option<&str>, since: SystemTime) -> Vec<PathBuf> {
     let pods = std::fs::read_dir(dir).into_iter().flatten().flatten().take(MAX_PODS);
+    let is_own = |pod: &std::fs::DirEntry| {
+        named.is_none_or(|named| pod.file_name().to_str().is_some_and(|name| name.starts_with(named)))
+    };
+    let pods = pods.filter(is_own);
     let of_pods = pods.flat_map(|pod| files_in(&pod.path().join(CONTAINER), |_| true));
     newest(of_pods.collect(), since)
 }
@@ -141,15 +168,22 @@ fn end_of(path: &Path) -> std::io::Result<String> {
 }
 
 /// What the agent wrote, of a line of a container's log: a runtime puts time, stream and a mark before it, Docker makes JSON of it.
-fn container_line(line: &str) -> Option<String> {
+fn container_line(line: &str) -> Option<LinePart> {
     if let Some(written) =
         serde_json::from_str::<serde_json::Value>(line).ok().as_ref().and_then(|line| line["log"].as_str())
     {
-        return Some(written.trim_end().to_owned());
+        return Some(LinePart::Ends(written.trim_end().to_owned()));
     }
     let mut parts = line.splitn(4, ' ');
     let (_, stream, mark, written) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    (matches!(stream, "stdout" | "stderr") && matches!(mark, "F" | "P")).then(|| written.to_owned())
+    if !matches!(stream, "stdout" | "stderr") {
+        return None;
+    }
+    match mark {
+        "F" => Some(LinePart::Ends(written.to_owned())),
+        "P" => Some(LinePart::Begins(written.to_owned())),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -161,13 +195,17 @@ mod tests {
         for (line, written) in [
             (
                 "2026-08-01T09:30:00.1Z stdout F 2026-08-01T09:30:00Z\tinfo\tx\ty",
-                Some("2026-08-01T09:30:00Z\tinfo\tx\ty"),
+                Some(LinePart::Ends("2026-08-01T09:30:00Z\tinfo\tx\ty".to_owned())),
             ),
-            (r#"{"log":"{\"level\":\"info\"}\n","stream":"stdout","time":"t"}"#, Some(r#"{"level":"info"}"#)),
+            ("2026-08-01T09:30:00.1Z stderr P a", Some(LinePart::Begins("a".to_owned()))),
+            (
+                r#"{"log":"{\"level\":\"info\"}\n","stream":"stdout","time":"t"}"#,
+                Some(LinePart::Ends(r#"{"level":"info"}"#.to_owned())),
+            ),
             ("no line of a runtime", None),
             ("", None),
         ] {
-            assert_eq!(container_line(line).as_deref(), written, "{line}");
+            assert_eq!(container_line(line), written, "{line}");
         }
     }
 

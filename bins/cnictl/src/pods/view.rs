@@ -160,14 +160,26 @@ impl Viewer {
     /// # Errors
     /// Nothing can be looked at.
     pub(crate) fn look_deeply(&self, select: &SelectArgs) -> Result<Vec<LookedPod>> {
-        let known = match self.agent().pods(false, AGENT_PATIENCE) {
-            Ok(report) => report.pods,
+        Ok(self.own_look(None, &self.known()?, true).look(select)?.pods)
+    }
+
+    /// The same of all pods, until a deadline, and without what their namespaces hold.
+    ///
+    /// # Errors
+    /// As [`Self::look_deeply`].
+    pub(crate) fn look_until(&self, deadline: Instant) -> Result<Vec<LookedPod>> {
+        Ok(self.own_look(Some(deadline), &self.known()?, false).look(&SelectArgs::default())?.pods)
+    }
+
+    /// What the agent says of pods; nothing where it does not answer.
+    fn known(&self) -> Result<Vec<PodReport>> {
+        match self.agent().pods(false, AGENT_PATIENCE) {
+            Ok(report) => Ok(report.pods),
             Err(error) => {
                 refuse_if_denied(&error)?;
-                Vec::new()
+                Ok(Vec::new())
             }
-        };
-        Ok(self.own_look(None, &known, true).look(select)?.pods)
+        }
     }
 
     fn own_look<'a>(

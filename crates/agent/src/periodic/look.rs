@@ -93,11 +93,12 @@ fn kernel(agent: &Agent) -> Vec<CheckResult> {
         let looked = open_host(ambient).and_then(|host| host.enter(|_| look()));
         looked.unwrap_or_else(|error| CheckFinding::unknown(fault::chain(&error)))
     };
+    // Of several that fail the last one is told: what hurts most.
     vec![
-        timed(&catalogue::NFTABLES, backend),
-        timed(&catalogue::CONNTRACK, || of_host(&|| kernel_parts::conntrack(sysctl))),
         timed(&catalogue::IPV6, || of_host(&|| kernel_parts::ipv6(sysctl, captured))),
         timed(&catalogue::OPEN_FILES, || kernel_parts::open_files_of(Path::new("/proc/self"))),
+        timed(&catalogue::CONNTRACK, || of_host(&|| kernel_parts::conntrack(sysctl))),
+        timed(&catalogue::NFTABLES, backend),
     ]
 }
 
@@ -144,8 +145,10 @@ async fn api(agent: &Arc<Agent>, turn: u32) -> CheckLook {
         results.push(finding.of(&catalogue::API, begun.elapsed().as_secs_f64()));
     }
     let kept = agent.health.check_results(NodeCheck::Api);
-    let is_unknown = kept.iter().any(|result| result.state == CheckState::Unknown);
-    let is_due = is_unknown || turn.is_multiple_of(PLUGIN_TURNS);
+    // Where there is no kubeconfig yet, asking costs nothing.
+    let is_unknown =
+        |result: &CheckResult| result.id == catalogue::API_PLUGIN.id && result.state == CheckState::Unknown;
+    let is_due = kept.iter().any(is_unknown) || turn.is_multiple_of(PLUGIN_TURNS);
     if is_due && matches!(agent.config.pods, PodsOrigin::Kubernetes(_)) {
         results.extend(in_thread(agent, as_plugin).await.results);
     } else {

@@ -98,42 +98,55 @@ impl Writer {
             message: text.message[..text.message.floor_char_boundary(MAX_MESSAGE)].to_owned(),
             component: text.component.to_owned(),
         };
-        let (write, begins) = {
-            let mut book = self.book();
-            let waited = book.waits();
-            let write = book.take(draft, Instant::now());
-            (write, !waited && book.waits())
-        };
-        if begins {
-            tokio::spawn(self.clone().write_what_waits());
+        let write = self.book().take(draft, Instant::now());
+        self.serve();
+        let Some(write) = write else { return Ok(()) };
+        let written = self.write_event(operation, &write).await;
+        if written.is_err() {
+            match &write {
+                EventWrite::Create(draft) => self.book().failed(draft),
+                EventWrite::Update { .. } => self.book().again(&write),
+            }
+            self.serve();
         }
-        match write {
-            Some(write) => self.write_event(operation, write).await,
-            None => Ok(()),
+        written
+    }
+
+    /// Has what waits written, if there is anything and nobody writes it.
+    fn serve(&self) {
+        if self.book().begins() {
+            tokio::spawn(self.clone().write_what_waits());
         }
     }
 
     /// Until nothing waits.
     async fn write_what_waits(self) {
-        while self.book().waits() {
+        loop {
+            if !self.book().goes_on() {
+                return;
+            }
             tokio::time::sleep(TURN).await;
-            let due = self.book().due(Instant::now());
-            for write in due {
-                // What it says is in the log.
-                let _ = self.write_event("write an Event that had to wait", write).await;
+            loop {
+                let due = self.book().due(Instant::now());
+                let Some(write) = due else { break };
+                let written = self.write_event("write an Event that had to wait", &write).await;
+                match (&written, &write) {
+                    (Ok(()), _) => {}
+                    (Err(error), _) if may_pass(error) => self.book().again(&write),
+                    // What it says is in the log.
+                    (Err(_), EventWrite::Create(draft)) => self.book().failed(draft),
+                    (Err(_), EventWrite::Update { .. }) => {}
+                }
             }
         }
     }
 
-    async fn write_event(&self, operation: &str, write: EventWrite) -> Result<(), Error> {
+    async fn write_event(&self, operation: &str, write: &EventWrite) -> Result<(), Error> {
         match write {
             EventWrite::Create(draft) => {
-                let made = self.make_event(operation, &draft).await;
-                match &made {
-                    Ok(name) => self.book().made(&draft, name.clone()),
-                    Err(_) => self.book().failed(&draft),
-                }
-                made.map(drop)
+                let name = self.make_event(operation, draft).await?;
+                self.book().made(draft, name);
+                Ok(())
             }
             EventWrite::Update { event, draft, count } => {
                 let now = Timestamp::now();
@@ -143,13 +156,12 @@ impl Writer {
                     "lastTimestamp": whole_seconds(now),
                     "series": {"count": count, "lastObservedTime": micros(now)},
                 }));
-                let request =
-                    Request::new(events_path(&draft)).patch(&event, &PatchParams::default(), &patch);
+                let request = Request::new(events_path(draft)).patch(event, &PatchParams::default(), &patch);
                 let updated = self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop);
                 // An API server forgets Events after an hour; one of before is gone.
                 if updated.as_ref().is_err_and(|error| error.status() == Some(404)) {
-                    let name = self.make_event(operation, &draft).await?;
-                    self.book().made(&draft, name);
+                    let name = self.make_event(operation, draft).await?;
+                    self.book().made(draft, name);
                     return Ok(());
                 }
                 updated
@@ -207,6 +219,11 @@ fn action(reason: &str) -> &'static str {
     ];
     let found = ACTIONS.into_iter().find(|(beginning, _)| reason.starts_with(beginning));
     found.map_or("Observe", |(_, action)| action)
+}
+
+/// Whether the server may take it later: it did not answer, was asked too much, or was at fault itself.
+fn may_pass(error: &Error) -> bool {
+    error.status().is_none_or(|status| matches!(status, 401 | 429 | 500..))
 }
 
 fn events_path(draft: &EventDraft) -> String {

@@ -74,6 +74,8 @@ pub(super) struct EventBook {
     told: HashMap<EventKey, Told>,
     /// When it was written in the last minute.
     lately: VecDeque<Instant>,
+    /// Somebody writes what waits.
+    is_served: bool,
 }
 
 // === impl EventLimits ===
@@ -101,7 +103,7 @@ impl EventDraft {
 
 impl EventBook {
     pub(super) fn new(limits: EventLimits) -> Self {
-        Self { limits, told: HashMap::new(), lately: VecDeque::new() }
+        Self { limits, told: HashMap::new(), lately: VecDeque::new(), is_served: false }
     }
 
     /// Something happened. What is to be written at once, if anything; what waits comes by [`Self::due`].
@@ -127,8 +129,8 @@ impl EventBook {
         self.write(&key, now)
     }
 
-    /// What was not told yet and may be now.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<EventWrite> {
+    /// What has waited longest of what was not told yet and may be now.
+    pub(super) fn due(&mut self, now: Instant) -> Option<EventWrite> {
         let mut keys: Vec<(Instant, EventKey)> = self
             .told
             .iter()
@@ -136,11 +138,21 @@ impl EventBook {
             .map(|(key, told)| (told.written, key.clone()))
             .collect();
         keys.sort();
-        keys.iter().filter_map(|(_, key)| self.write(key, now)).collect()
+        keys.iter().find_map(|(_, key)| self.write(key, now))
     }
 
-    /// Whether something waits.
-    pub(super) fn waits(&self) -> bool {
+    /// Whether something waits and nobody is about to write it: who asks is.
+    pub(super) fn begins(&mut self) -> bool {
+        self.waits() && !std::mem::replace(&mut self.is_served, true)
+    }
+
+    /// Whether something waits still; who writes it ends otherwise.
+    pub(super) fn goes_on(&mut self) -> bool {
+        self.is_served = self.waits();
+        self.is_served
+    }
+
+    fn waits(&self) -> bool {
         self.told.values().any(|told| told.pending)
     }
 
@@ -151,9 +163,20 @@ impl EventBook {
         }
     }
 
-    /// It could not be made: whoever wants it told says it again.
+    /// It could not be made: whoever wants it told says it again. What was said meanwhile waits.
     pub(super) fn failed(&mut self, draft: &EventDraft) {
-        self.told.remove(&draft.key());
+        let key = draft.key();
+        if self.told.get(&key).is_some_and(|told| !told.pending) {
+            self.told.remove(&key);
+        }
+    }
+
+    /// It could not be written this time.
+    pub(super) fn again(&mut self, write: &EventWrite) {
+        let (EventWrite::Create(draft) | EventWrite::Update { draft, .. }) = write;
+        if let Some(told) = self.told.get_mut(&draft.key()) {
+            (told.pending, told.is_news) = (true, true);
+        }
     }
 
     fn write(&mut self, key: &EventKey, now: Instant) -> Option<EventWrite> {
@@ -230,8 +253,9 @@ mod tests {
         }
 
         fn due(&mut self, seconds: u64) {
-            let writes = self.book.due(self.start + Duration::from_secs(seconds));
-            self.done(seconds, writes);
+            while let Some(write) = self.book.due(self.start + Duration::from_secs(seconds)) {
+                self.done(seconds, vec![write]);
+            }
         }
 
         fn done(&mut self, seconds: u64, writes: Vec<EventWrite>) {

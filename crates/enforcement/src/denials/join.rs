@@ -157,10 +157,16 @@ fn policies(
     let Judgement { ground, audited, .. } = judgement(world, class.direction, &terms, &judged);
     let rule = match &ground {
         Ground::Denied(rule) => Some(rule),
-        _ => audited.as_ref(),
+        // What would have denied it has not.
+        _ if flow.mark.is_some_and(|mark| mark.is_tried_out()) => audited.as_ref(),
+        _ => None,
     };
     let miss = nearest_miss(world, class.direction, terms.into_iter(), (source, destination, traffic));
-    let is_tenants = selecting.first().is_some_and(|name| name.section == Section::Tenant);
+    let is_tenants = match &ground {
+        Ground::Denied(rule) => rule.policy.section == Section::Tenant,
+        Ground::NoRuleMatched => false,
+        _ => selecting.first().is_some_and(|name| name.section == Section::Tenant),
+    };
     DenyingPolicies {
         kind: if is_tenants { "NetworkTenant" } else { "NetworkPolicy" }.to_owned(),
         tier: if is_tenants { "tenant" } else { "np" }.to_owned(),

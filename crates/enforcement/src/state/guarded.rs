@@ -21,6 +21,10 @@ impl PolicyState {
 
     /// Ends the guards of pods of which enough is known by now.
     pub(in super::super) fn end_guards(&mut self) {
+        // The kernel lacks a part of what is to take their place.
+        if self.behind && self.stage != FollowStage::Idle {
+            return;
+        }
         let known: Vec<LocalName> =
             self.guarded.iter().filter(|name| self.may_end_guard(name)).cloned().collect();
         for name in known {
@@ -39,9 +43,12 @@ impl PolicyState {
         is_known && self.may_judge(&key).is_ok() && self.points.is_settled(name, &self.index)
     }
 
-    /// Forgets pods that are gone.
+    /// Forgets pods that are gone. One whose watch is behind its plugin is not yet there.
     pub(super) fn sweep_guarded(&mut self) {
-        let cluster = self.sources.cluster.clone();
-        self.guarded.retain(|name| cluster.index().pod(&name.namespace, &name.name).is_some());
+        let (cluster, unknown) = (self.sources.cluster.clone(), &self.unknown);
+        self.guarded.retain(|name| {
+            cluster.index().pod(&name.namespace, &name.name).is_some()
+                || unknown.contains(&ObjectKey::new(&*name.namespace, &*name.name))
+        });
     }
 }

@@ -47,7 +47,7 @@ impl PolicyState {
             addresses: addresses.into(),
             is_starting: true,
         };
-        let looked = self.points.look(&at, &self.index);
+        let looked = self.points.look(&at, &self.index, true);
         if self.points.of(pod) == EnforcementPoint::Pod {
             self.services.changed();
         }
@@ -87,7 +87,7 @@ impl PolicyState {
         if !is_known {
             return Ok(());
         }
-        let looked = self.points.look(at, &self.index);
+        let looked = self.points.look(at, &self.index, !self.behind);
         self.services.changed();
         self.count();
         looked

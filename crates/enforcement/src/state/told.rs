@@ -29,6 +29,9 @@ impl PolicyState {
         let ends = records.iter_mut().map(|record| &mut record.connection);
         for end in ends.flat_map(|of| of.source.iter_mut().chain(&mut of.destination)) {
             let pod = index.pod(&end.namespace, &end.pod_name);
+            // A successor of the same name has another address.
+            let pod =
+                pod.filter(|pod| end.ip.is_none_or(|ip| pod.ips().is_empty() || pod.ips().contains(&ip)));
             end.pod_uid = pod.and_then(|pod| pod.uid()).unwrap_or_default().to_owned();
         }
         records

@@ -246,8 +246,8 @@ fn a_probe_is_told_by_its_source_and_what_is_forwarded_is_not_touched() {
         let probes: [IpAddr; 2] = [PROBE_V4.into(), PROBE_V6.into()];
         for (number, (pod, probe)) in POD.iter().zip(probes).enumerate() {
             let to = SocketAddr::new(pod.parse().unwrap(), APP);
-            // An interface is ready a moment after it is up; the first packets may wait for that.
-            let patience = Duration::from_secs(3);
+            // An interface is ready a moment after it is up; the first packets may wait for that, and be sent again seconds later.
+            let patience = Duration::from_secs(10);
             let flow = || Flow::from(&lab.node).patience(patience);
             let outcome = flow().tcp(to).unwrap();
             reached(&outcome, APP, to, "a probe");

@@ -11,6 +11,8 @@ use serde_json::value::RawValue;
 
 use super::probes::ProbedPod;
 use super::{PlainPod, PlainWorld};
+use crate::World as _;
+use crate::tenancy::TENANT_LABEL;
 
 /// A kind of object that policies go by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +104,14 @@ impl PlainKind {
         match self {
             Self::Namespace => {
                 let Namespace { labels } = read(object)?;
-                // An API server gives it this label.
-                let labels = labels.iter().chain([(METADATA_NAME, name)]).collect();
+                // What is known of its tenant is none of the object's.
+                let before = world.namespace_labels(name).and_then(|labels| labels.get(TENANT_LABEL));
+                let tenant = before.map(|tenant| (TENANT_LABEL.to_owned(), tenant.to_owned()));
+                // An API server gives it the label of its name.
+                let own =
+                    labels.iter().filter(|(key, _)| *key != TENANT_LABEL).chain([(METADATA_NAME, name)]);
+                let tenant = tenant.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+                let labels = own.chain(tenant).collect();
                 world.put_namespace(name, Namespace { labels });
             }
             Self::Node => {

@@ -26,6 +26,11 @@ pub trait KeptMembers {
 
     /// How many they are.
     fn count(&self, set: &str) -> usize;
+
+    /// Whether what the kernel has of a set may be newer than these, so that an empty one may be right.
+    fn may_be_older(&self, _set: &str) -> bool {
+        false
+    }
 }
 
 /// Kept sets have no members.

@@ -36,8 +36,12 @@ const MAX_DIGITS: usize = 15;
 pub(super) fn split<'a>(labels: &[Label<'a>]) -> (Vec<u8>, Vec<Label<'a>>) {
     let (mut numbers, mut texts) = (Vec::new(), Vec::with_capacity(labels.len()));
     for (key, value) in labels {
-        let text = value.to_string();
-        if NAMES.contains(key) || !is_number(&text) {
+        if NAMES.contains(key) {
+            texts.push((*key, *value));
+            continue;
+        }
+        let text = crate::line::bounded(value);
+        if !is_number(&text) {
             texts.push((*key, *value));
             continue;
         }

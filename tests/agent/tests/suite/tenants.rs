@@ -248,9 +248,14 @@ fn pods_of_tenants_start_guarded_while_there_is_no_agent() {
 /// Any tenant may have a namespace that is not known yet.
 #[test]
 fn pods_of_a_namespace_that_is_not_known_stay_guarded_until_it_is() {
-    at_once(vec!["node", "pod", "auto"], |point| {
+    at_once(vec![("node", false), ("pod", false), ("auto", false), ("pod", true)], |(point, has_policy)| {
         let mut town = Town::new();
         town.put(Resource::NetworkTenants, tenant("red", 1, &red()));
+        if has_policy {
+            let selects = json!({"podSelector": {"matchLabels": {"app": "rc"}}, "policyTypes": ["Ingress"]});
+            let metadata = json!({"namespace": "default", "name": "closed"});
+            town.put(Resource::NetworkPolicies, json!({"metadata": metadata, "spec": selects}));
+        }
         let agent = town.agent().env("NATIVE_NFTABLES", "true").env("POLICY_POINT", point).ready().unwrap();
         town.wait_for("tenants are apart", &[("fa", "ra", 8080, false)]);
         // What is on disk still says that no tenant has the namespace.
@@ -264,7 +269,10 @@ fn pods_of_a_namespace_that_is_not_known_stay_guarded_until_it_is() {
         let is_reached = town.reaches("fa", "rc", 8080) || town.reaches("rc", "fa", 8080);
         assert!(!is_reached, "{point}: {}", agent.log().text());
         town.mesh.node.api.set_namespace("default", &[]);
-        town.wait_for("it is in no tenant", &[("fa", "rc", 8080, true), ("rc", "fa", 8080, true)]);
+        let is_open = [("fa", "rc", 8080, !has_policy), ("rc", "fa", 8080, true)];
+        town.wait_for("it is in no tenant", &is_open);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(town.reaches("fa", "rc", 8080), !has_policy, "{point}: {}", agent.log().text());
         agent.stop().unwrap();
     });
 }

@@ -1,7 +1,7 @@
 //! Pods that can get past rules in their own network namespaces: who has CAP_NET_ADMIN can remove them, and what is sent with CAP_NET_RAW meets none. At
 //! the node's rules neither is of use. It is seen by the pods' processes, whatever their specification says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,15 +41,17 @@ impl PodPointKeeper {
                 () = self.more_inside.notified() => tokio::time::sleep(SOON).await,
             }
             let pods = self.inside_pods();
+            let keys: BTreeSet<PodRef> = pods.values().map(|pod| pod.key.clone()).collect();
             let found = if pods.is_empty() {
                 BTreeMap::new()
             } else {
                 let proc_root = self.parts.proc_root.clone();
                 let scan = tokio::task::spawn_blocking(move || scan(&proc_root, &pods));
                 // Without procfs no pod is found, either.
-                scan.await.ok().and_then(Result::ok).unwrap_or_default()
+                let Ok(Ok(found)) = scan.await else { continue };
+                found
             };
-            self.tell_weak(found);
+            self.tell_weak(found, &keys);
         }
     }
 
@@ -70,7 +72,7 @@ impl PodPointKeeper {
     }
 
     /// Counts them, and tells of each once.
-    fn tell_weak(&self, found: BTreeMap<PodRef, u64>) {
+    fn tell_weak(&self, found: BTreeMap<PodRef, u64>, inside: &BTreeSet<PodRef>) {
         let having = |one: u64| found.values().filter(|held| **held & one != 0).count();
         self.parts.metrics.policy_weak([("net_admin", having(NET_ADMIN)), ("net_raw", having(NET_RAW))]);
         let mut told = self.weak();
@@ -86,7 +88,11 @@ impl PodPointKeeper {
             let (events, pod) = (self.parts.events.clone(), pod.clone());
             tokio::spawn(async move { events.warn(&pod, WEAK, &text).await });
         }
-        *told = found;
+        // A process that has it may go and come again.
+        told.retain(|pod, _| inside.contains(pod));
+        for (pod, held) in found {
+            *told.entry(pod).or_default() |= held;
+        }
     }
 }
 

@@ -81,7 +81,9 @@ impl PodPointKeeper {
             // Nothing runs there, so there is nothing to remove.
             Err(PodPointFailure::Find(FindFailure::Missing(why))) if job.rules.is_none() => {
                 let until = self.guarded().get(name).copied();
-                if until.is_some_and(|until| Instant::now() < until) {
+                // Without a pause container its first process comes when its images are there.
+                let starts = pod.as_ref().is_some_and(|pod| pod.phase() == "Pending");
+                if until.is_some_and(|until| starts || Instant::now() < until) {
                     return Err(PodPointFailure::NotYet);
                 }
                 // It may run, and be guarded.
@@ -131,7 +133,10 @@ impl PodPointKeeper {
         let load = PodLoad {
             netns,
             host: roots.host,
-            told: self.attached().get(name).cloned().unwrap_or_else(|| addresses.clone()),
+            told: match addresses.is_empty() {
+                true => self.attached().get(name).cloned().unwrap_or_default(),
+                false => addresses.clone(),
+            },
             addresses,
             last: last.clone(),
             job: if is_too_large { self.book().closed(name, job) } else { job.clone() },

@@ -11,7 +11,7 @@ use crate::nft::Thoroughness;
 
 impl PartedIptables {
     /// Makes what is missing of the only table of `wanted`: chains and sets that are not there or were emptied, and what leads to them. All else stays. Sets
-    /// are known to have been emptied that had members in an earlier call.
+    /// of which the kernel may have something newer are known to have been emptied where they had members in an earlier call.
     ///
     /// # Errors
     /// As of [`Self::ensure`].
@@ -37,7 +37,9 @@ impl PartedIptables {
             if !is_empty {
                 self.filled.insert(set.name.to_string());
             }
-            if is_empty && set.is_kept() && (is_missing || self.filled.contains(&*set.name)) {
+            let is_emptied =
+                is_missing || !contents.may_be_older(&set.name) || self.filled.contains(&*set.name);
+            if is_empty && set.is_kept() && is_emptied {
                 let members: Vec<_> = contents.of(&set.name).collect();
                 self.sets.add(set, &members)?;
                 has_changed |= is_missing || !members.is_empty();

@@ -53,4 +53,8 @@ impl KeptMembers for NodeMembers<'_> {
             None => KeptMembers::count(&self.own, set),
         }
     }
+
+    fn may_be_older(&self, set: &str) -> bool {
+        self.peers.contains_key(set)
+    }
 }
