@@ -273,7 +273,7 @@ mod tests {
                 "  x conf-dir: it is\n      not there and\n      so on",
             ),
             ("Agent   version 1, pid 7, ready", "Agent   version 1,\n        pid 7, ready"),
-            ("a /one/very/long/path/of/a/file b", "a\n    /one/very/long/path/of/a/file\n    b"),
+            ("a /one/very/long/path/of/a/file b", "a /one/very/long/path/of/a/file\n    b"),
             ("shop   web   none   no-proxy   -", "shop   web   none\n       no-proxy   -"),
         ] {
             assert_eq!(broken(line, 20), expected);

@@ -116,6 +116,14 @@ impl PodPointKeeper {
         index.pod(&name.namespace, &name.name).map(|pod| pod.ips()).unwrap_or_default()
     }
 
+    /// A pod's addresses as its watch tells them, else as its plugin did.
+    fn told_addresses(&self, name: &LocalName, watched: &[IpAddr]) -> Vec<IpAddr> {
+        match watched {
+            [] => self.attached().get(name).cloned().unwrap_or_default(),
+            _ => watched.to_vec(),
+        }
+    }
+
     /// Whether the pod was there still when it was done.
     async fn carry_out(
         &self,
@@ -133,10 +141,7 @@ impl PodPointKeeper {
         let load = PodLoad {
             netns,
             host: roots.host,
-            told: match addresses.is_empty() {
-                true => self.attached().get(name).cloned().unwrap_or_default(),
-                false => addresses.clone(),
-            },
+            told: self.told_addresses(name, &addresses),
             addresses,
             last: last.clone(),
             job: if is_too_large { self.book().closed(name, job) } else { job.clone() },
