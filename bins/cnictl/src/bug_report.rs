@@ -18,7 +18,7 @@ use clap::ValueEnum;
 
 use crate::configuration::ConfigurationArgs;
 use crate::log::{LOG_DIR, NodeLog};
-use crate::node::{NodePlaces, directory};
+use crate::node::{NodePlaces, directory, node_name};
 use crate::output::{Usage, VerbAnswer};
 use crate::pods::{LookedPod, Viewer, is_fine};
 use addresses::AddressNames;
@@ -341,9 +341,7 @@ fn words(line: &str, more: &[String]) -> Vec<String> {
 
 /// Of the node and the time.
 fn report_name() -> String {
-    let variable = || std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
-    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-    let node = variable().or_else(host).unwrap_or_default();
+    let node = node_name().unwrap_or_default();
     let node: String =
         node.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c)).take(100).collect();
     let time: String =

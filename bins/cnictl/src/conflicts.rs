@@ -8,13 +8,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use facts::PodRef;
 use rundir::pods::{ConflictGap, ConflictReport};
-use serde::Serialize;
 
 use crate::configuration::ConfigurationArgs;
 use crate::output::{Colour, VerbAnswer, one_line, paint};
 use crate::pods::{
-    Around, Column, ConflictsView, EvidenceSource, ListArgs, NOTHING, PARTLY_UNKNOWN, ResourceList,
-    SelectArgs, Viewer,
+    Around, Column, ConflictsView, ListArgs, ListHead, NOTHING, PARTLY_UNKNOWN, ResourceList, SelectArgs,
+    Viewer,
 };
 
 const EXAMPLES: &str = "\
@@ -94,13 +93,6 @@ const LISTING: ResourceList<ConflictReport> = ResourceList {
     steady: |conflict| ConflictReport { last_seen: None, ..conflict.clone() },
 };
 
-/// What is said once for all conflicts.
-#[derive(Serialize)]
-struct Head<'a> {
-    evidence: &'a EvidenceSource,
-    not_looked_at: &'a [String],
-}
-
 impl ConflictsArgs {
     pub(crate) fn run(&self) -> Result<VerbAnswer> {
         let viewer = Viewer::new(&self.configuration, false, self.list.timeout)?;
@@ -119,7 +111,7 @@ impl ConflictsArgs {
         LISTING.sort(&self.list, &mut view.conflicts)?;
         let gap = |gap: &ConflictGap| format!("{}: {}", whose(gap.pod.as_ref()), gap.text);
         let gaps: Vec<String> = view.not_looked_at.iter().map(gap).collect();
-        let head = Head { evidence: &view.evidence, not_looked_at: &gaps };
+        let head = ListHead { evidence: &view.evidence, not_looked_at: &gaps };
         let around = Around { after: remarks(&view) };
         let text = LISTING.print(&self.list, &head, &view.conflicts, &around)?;
         Ok(answer(text, &view))

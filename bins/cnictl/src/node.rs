@@ -8,6 +8,6 @@ mod status;
 mod uninstall;
 
 pub(crate) use host_side::{in_host, iptables_of_the_node};
-pub(crate) use places::{NodePlaces, PlaceArgs, directory};
+pub(crate) use places::{NodePlaces, PlaceArgs, directory, node_name};
 pub(crate) use status::{NodeSummary, StatusArgs, short, summary};
 pub(crate) use uninstall::UninstallArgs;

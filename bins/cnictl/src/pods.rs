@@ -35,4 +35,4 @@ pub(crate) use own::{LookedPod, now};
 pub(crate) use restore::RestoreArgs;
 pub(crate) use select::SelectArgs;
 pub(crate) use verify::{VerifyArgs, is_fine};
-pub(crate) use view::{EvidenceSource, Viewer, refuse_if_denied};
+pub(crate) use view::{EvidenceSource, ListHead, Viewer, refuse_if_denied};

@@ -173,15 +173,15 @@ impl PluginSocket {
         if method == Method::POST {
             let levels = String::from_utf8_lossy(body);
             match Levels::parse(&levels) {
-                Ok(parsed) if !self.journal.unknown_scopes(&parsed).is_empty() => {
-                    let unknown = self.journal.unknown_scopes(&parsed).join(", ");
-                    let known = self.journal.levels();
-                    return text(
-                        StatusCode::BAD_REQUEST,
-                        format!("there is no scope {unknown}; scopes and their levels are {known}\n"),
-                    );
-                }
                 Ok(parsed) => {
+                    let unknown = self.journal.unknown_scopes(&parsed).join(", ");
+                    if !unknown.is_empty() {
+                        let known = self.journal.levels();
+                        return text(
+                            StatusCode::BAD_REQUEST,
+                            format!("there is no scope {unknown}; scopes and their levels are {known}\n"),
+                        );
+                    }
                     // Before, or a change that silences the log would be in no log.
                     self.log.sum_up("the levels of the log are changed", &[("levels", &levels)]);
                     self.journal.set_levels(&parsed);

@@ -187,11 +187,8 @@ impl RuleWindow {
         }
         let many =
             self.many.get_or_insert_with(|| FlowWindow { event: event.clone(), waiting: 0, logged: 0 });
-        let before = match many.waiting {
-            0 => event.connection.clone(),
-            _ => many.event.connection.clone(),
-        };
         many.add(event, packets);
+        let before = many.event.connection.clone();
         let (connection, now) = (&mut many.event.connection, &event.connection);
         let tenant = |of: &Option<DenialEnd>| of.as_ref().map(|end| end.tenant.clone()).unwrap_or_default();
         // What all of them have in common.
@@ -215,6 +212,13 @@ impl RuleWindow {
             distinct: self.distinct.len(),
             ..DenialEnd::default()
         });
+        if before.protocol != now.protocol {
+            connection.protocol.clear();
+        }
+        connection.icmp = before.icmp.filter(|icmp| now.icmp.as_ref() == Some(icmp));
+        if before.tcp_flags != now.tcp_flags {
+            connection.tcp_flags.clear();
+        }
     }
 
     /// Gives what is to be written, with what was limited shared out by what was logged.

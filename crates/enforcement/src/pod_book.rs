@@ -216,12 +216,7 @@ impl PodBook {
         })
     }
 
-    /// The pods that have rules, or are to have them.
-    pub fn pods(&self) -> impl Iterator<Item = &LocalName> {
-        self.pods.iter().filter(|(_, pod)| pod.rules.is_some()).map(|(name, _)| name)
-    }
-
-    /// The same, and whether what leaves them is judged there only.
+    /// The pods that have rules, or are to have them, and whether what leaves them is judged there only.
     pub fn inside(&self) -> impl Iterator<Item = (&LocalName, bool)> {
         let inside = self.pods.iter().filter(|(_, pod)| pod.rules.is_some());
         inside.map(|(name, pod)| (name, pod.scope.all && pod.isolation.egress))

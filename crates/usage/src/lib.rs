@@ -23,11 +23,11 @@ pub use hour::Hour;
 pub use line::{LineRow, PodShare, SCHEMA, UsageLine};
 pub use plan::{USAGE_OWNER, USAGE_TABLE, UsageClass, UsagePlan};
 pub use reading::{Amount, CounterCount, PodReading};
+pub use report::{ReportFilter, ReportRow, UsageReport};
+
 /// Where in the agent's state directory usage is kept.
 pub const USAGE_DIR: &str = "usage";
 /// How the files of lines begin: `usage-YYYYMMDD.jsonl`.
 pub const USAGE_FILES: &str = "usage";
 /// Beside them, the [`UsageBook`]: the present hour, and what is known of counters.
 pub const USAGE_STATE: &str = "usage-now.json";
-
-pub use report::{ReportFilter, ReportRow, UsageReport};

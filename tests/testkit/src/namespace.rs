@@ -139,6 +139,22 @@ impl TestNetns {
         Ok(Process::new(child))
     }
 
+    /// Bytes without headers of the link, and packets, that `eth0` has received and sent.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn link_counters(&self) -> Result<[(u64, u64); 2]> {
+        /// Of Ethernet, in bytes.
+        const LINK_HEADER: u64 = 14;
+        let text = self.run(Command::new("ip").args(["-s", "-j", "link", "show", "dev", "eth0"]))?;
+        let all: serde_json::Value = serde_json::from_str(&text)?;
+        let of = |way: &str| {
+            let number = |what: &str| all[0]["stats64"][way][what].as_u64().context("eth0 has no counters");
+            anyhow::Ok((number("bytes")? - LINK_HEADER * number("packets")?, number("packets")?))
+        };
+        Ok([of("rx")?, of("tx")?])
+    }
+
     /// Runs `ip` commands inside, in one process; each line without the word `ip`, as `link set lo up`.
     ///
     /// # Errors

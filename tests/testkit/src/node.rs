@@ -271,7 +271,7 @@ impl Node {
 /// Every address of 127.0.0.0/8 is this machine's; processes and tests that run at the same time each have others.
 fn loopback() -> Ipv4Addr {
     static COUNT: AtomicU16 = AtomicU16::new(1);
-    let [pid, ..] = std::process::id().to_le_bytes();
-    let [high, low] = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-    Ipv4Addr::new(127, 128 | pid, high, low)
+    // 12 bits of the process, 11 of the count.
+    let count = u32::from(COUNT.fetch_add(1, Ordering::Relaxed)) & 0x7ff;
+    Ipv4Addr::from(0x7f80_0000 | (((std::process::id() << 11) | count) & 0x7f_ffff))
 }

@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 
 use crate::namespace::TestNetns;
 
-pub use bytes::answer_bytes;
+pub use bytes::{answer_bytes, transfer};
 pub use client::{Flow, USUAL_PATIENCE};
 pub use listener::{Listener, Listeners, Record};
 

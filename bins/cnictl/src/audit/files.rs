@@ -16,6 +16,7 @@ use rundir::denials::DenialEnd;
 
 use crate::chain::seconds;
 use crate::output::columns;
+use crate::pods::NOTHING;
 
 /// Where the chart mounts it.
 pub(super) const FILE: &str = "/var/log/istio-cni/audit.jsonl";
@@ -163,6 +164,15 @@ impl FileArgs {
             }
         }
         Ok(problem)
+    }
+}
+
+/// The exit code of a look through files: what could not be read counts more than that nothing was found.
+pub(super) fn exit_code(problem: Option<&String>, is_empty: bool) -> u8 {
+    match (problem, is_empty) {
+        (Some(_), _) => 1,
+        (None, true) => NOTHING,
+        (None, false) => 0,
     }
 }
 

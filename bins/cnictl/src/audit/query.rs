@@ -2,9 +2,8 @@
 
 use anyhow::Result;
 
-use super::files::{EventFormat, FileArgs, Filters, ReadEvent, text};
+use super::files::{EventFormat, FileArgs, Filters, ReadEvent, exit_code, text};
 use crate::output::VerbAnswer;
-use crate::pods::NOTHING;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,11 +52,7 @@ impl QueryArgs {
                 found.push_back(one);
             }
         })?;
-        let exit = match (&problem, found.is_empty()) {
-            (Some(_), _) => 1,
-            (None, true) => NOTHING,
-            (None, false) => 0,
-        };
+        let exit = exit_code(problem.as_ref(), found.is_empty());
         Ok(VerbAnswer { text: text(self.output, found.make_contiguous(), true), problem, exit })
     }
 }

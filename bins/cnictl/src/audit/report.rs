@@ -9,10 +9,9 @@ use rundir::denials::DenialEnd;
 use serde::Serialize;
 use usage::{Hour, ReportFilter, UsageReport};
 
-use super::files::{FileArgs, csv_cell};
+use super::files::{FileArgs, csv_cell, exit_code};
 use super::usage::{UsageFormat, day, read_all};
 use crate::output::{VerbAnswer, columns};
-use crate::pods::NOTHING;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -118,11 +117,7 @@ impl ReportArgs {
         })?;
         let violations: Vec<Violation> =
             sums.into_iter().map(|(between, sum)| Violation { between, sum }).collect();
-        let exit = match (&problem, usage.rows.is_empty() && violations.is_empty()) {
-            (Some(_), _) => 1,
-            (None, true) => NOTHING,
-            (None, false) => 0,
-        };
+        let exit = exit_code(problem.as_ref(), usage.rows.is_empty() && violations.is_empty());
         let report = TenantReport { tenant: self.tenant.clone(), usage, violations, lost };
         Ok(VerbAnswer { text: report.to_text(self.output)?, problem, exit })
     }

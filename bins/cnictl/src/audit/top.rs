@@ -8,9 +8,8 @@ use clap::ValueEnum;
 use rundir::denials::DenialEnd;
 use serde_json::json;
 
-use super::files::{FileArgs, Filters};
+use super::files::{FileArgs, Filters, exit_code};
 use crate::output::{VerbAnswer, columns};
-use crate::pods::NOTHING;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,11 +83,7 @@ impl TopArgs {
         let mut sums: Vec<(String, (u64, u64))> = sums.into_iter().collect();
         sums.sort_by(|(name, (packets, _)), (other, (more, _))| more.cmp(packets).then(name.cmp(other)));
         sums.truncate(self.lines);
-        let exit = match (&problem, sums.is_empty()) {
-            (Some(_), _) => 1,
-            (None, true) => NOTHING,
-            (None, false) => 0,
-        };
+        let exit = exit_code(problem.as_ref(), sums.is_empty());
         let text = match self.output {
             TopFormat::Json => {
                 let items = sums.iter().map(

@@ -199,7 +199,8 @@ pub(super) fn kernel_log() -> ReportItem {
             Ok(length) => {
                 let line = String::from_utf8_lossy(&record[..length]);
                 let line = line.lines().next().unwrap_or_default();
-                if KERNEL_WORDS.iter().any(|word| line.to_ascii_lowercase().contains(word)) {
+                let lower = line.to_ascii_lowercase();
+                if KERNEL_WORDS.iter().any(|word| lower.contains(word)) {
                     found += line;
                     found.push('\n');
                 }

@@ -84,9 +84,8 @@ impl AskedAgent {
             timed(&catalogue::PORTS, || self.notice("port: ", "the agent has its ports")),
             timed(&catalogue::NODE_NAME, || self.pending("node: ", "the API server knows this node")),
         ];
-        let own = self.checks.iter().flat_map(|report| report.items.clone());
-        let only_here = [catalogue::API.id, catalogue::ZTUNNEL.id];
-        results.extend(own.filter(|result| only_here.contains(&result.id.as_str())));
+        results
+            .extend([&catalogue::API, &catalogue::ZTUNNEL].into_iter().filter_map(|check| self.own(check)));
         results
     }
 
@@ -265,8 +264,7 @@ pub(super) fn cluster(run_dir: &Path, asked: &AskedAgent) -> Vec<CheckResult> {
     if !by_manifests {
         results.extend(server::look(run_dir, "", SERVER_PATIENCE));
     }
-    let of_agent = |result: &&CheckResult| result.id == catalogue::DNS.id;
-    let known = asked.checks.as_ref().and_then(|report| report.items.iter().find(of_agent).cloned());
+    let known = asked.own(&catalogue::DNS);
     results.push(known.unwrap_or_else(|| timed(&catalogue::DNS, || match ClusterDns::read(Path::new("/etc/resolv.conf")) {
         Some(dns) => dns.look(),
         None => CheckFinding::skipped("/etc/resolv.conf is not the cluster's; the agent checks its DNS where HEALTH_DNS_SERVERS names it"),

@@ -94,7 +94,7 @@ impl NodeLog {
 }
 
 /// When a line was written, as it says; of text, its beginning, and of JSON, a member.
-pub(crate) fn time_of(line: &str) -> Option<&str> {
+fn time_of(line: &str) -> Option<&str> {
     let text = match line.starts_with('{') {
         true => line.split_once("\"time\":\"")?.1,
         false => line,

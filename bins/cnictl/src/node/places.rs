@@ -95,6 +95,12 @@ pub(crate) fn directory(text: &str) -> Result<PathBuf, String> {
     Ok(path.to_owned())
 }
 
+/// The node's name: the agent's container is told it, else it is the machine's.
+pub(crate) fn node_name() -> Option<String> {
+    let variable = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+    variable.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

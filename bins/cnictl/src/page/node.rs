@@ -45,9 +45,7 @@ impl NodePage {
     /// The node's configuration cannot be used.
     pub(super) fn new(configuration: ConfigurationArgs) -> Result<Self> {
         configuration.load()?;
-        let variable = || std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
-        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
-        let name = variable().or_else(host).unwrap_or_else(|| "this node".to_owned()).trim().to_owned();
+        let name = crate::node::node_name().unwrap_or_else(|| "this node".to_owned()).trim().to_owned();
         Ok(Self { configuration, name, installation: Mutex::default() })
     }
 

@@ -33,6 +33,13 @@ pub(crate) struct EvidenceSource {
     pub(crate) without_agent: String,
 }
 
+/// What a list begins with: by what evidence it is, and what could not be looked at.
+#[derive(Serialize)]
+pub(crate) struct ListHead<'a> {
+    pub(crate) evidence: &'a EvidenceSource,
+    pub(crate) not_looked_at: &'a [String],
+}
+
 /// What is known of the pods that are meant.
 #[derive(Debug)]
 pub(crate) struct NodeView {

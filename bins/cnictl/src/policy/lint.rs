@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::source::PolicySourceArgs;
 use crate::output::{Colour, VerbAnswer};
-use crate::pods::{Around, Column, EvidenceSource, ListArgs, ResourceList};
+use crate::pods::{Around, Column, ListArgs, ListHead, ResourceList};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,12 +51,6 @@ struct ListedFinding {
     text: String,
 }
 
-#[derive(Serialize)]
-struct Head<'a> {
-    evidence: &'a EvidenceSource,
-    not_looked_at: &'a [String],
-}
-
 const LISTING: ResourceList<ListedFinding> = ResourceList {
     kind: "PolicyFindingList",
     item_kind: "PolicyFinding",
@@ -89,7 +83,7 @@ impl LintArgs {
         let lines = findings.iter().map(|one| format!("{} {}: {}\n", one.policy, one.place, one.text));
         let lines: String = lines.collect::<String>().replace(" : ", ": ");
         let gap = if lines.is_empty() { "" } else { "\n" };
-        let head = Head { evidence: &known.evidence, not_looked_at: &known.remarks };
+        let head = ListHead { evidence: &known.evidence, not_looked_at: &known.remarks };
         let around = Around { after: format!("{gap}{lines}{}\n", known.evidence.line()) };
         let text = LISTING.print(&self.list, &head, &findings, &around)?;
         let warnings = findings.iter().filter(|one| one.severity == WARNING).count();

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::source::{KnownCluster, PolicySourceArgs};
 use crate::configuration::ConfigurationArgs;
 use crate::output::VerbAnswer;
-use crate::pods::{Around, Column, EvidenceSource, ListArgs, NOTHING, ResourceList, SelectArgs};
+use crate::pods::{Around, Column, ListArgs, ListHead, NOTHING, ResourceList, SelectArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,12 +64,6 @@ struct SelectedPod {
     denied: Option<u64>,
 }
 
-#[derive(Serialize)]
-struct Head<'a> {
-    evidence: &'a EvidenceSource,
-    not_looked_at: &'a [String],
-}
-
 const LISTING: ResourceList<SelectedPod> = ResourceList {
     kind: "PolicyPodList",
     item_kind: "PolicyPod",
@@ -115,7 +109,7 @@ impl PolicyListArgs {
             return Ok(VerbAnswer { exit: NOTHING, ..VerbAnswer::failed(String::new(), text) });
         }
         LISTING.sort(&self.list, &mut rows)?;
-        let head = Head { evidence: &known.evidence, not_looked_at: &known.remarks };
+        let head = ListHead { evidence: &known.evidence, not_looked_at: &known.remarks };
         let around = Around { after: known.evidence.line() + "\n" };
         Ok(VerbAnswer::text(LISTING.print(&self.list, &head, &rows, &around)?))
     }

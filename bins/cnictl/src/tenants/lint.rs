@@ -7,13 +7,13 @@ use facts::networkpolicy::Entries;
 use facts::service::SystemRole;
 use facts::{NetworkTenant, TenantGrant};
 use ipnet::IpNet;
-use policy::tenancy::{API_SERVER, DNS_NAMESPACE};
+use policy::tenancy::{API_SERVER, DNS_NAMESPACE, TenantMembership};
 use rundir::policy::TenantStateReport;
 use serde::Serialize;
 
 use super::known;
 use crate::output::VerbAnswer;
-use crate::pods::{Around, Column, EvidenceSource, ListArgs, ResourceList};
+use crate::pods::{Around, Column, ListArgs, ListHead, ResourceList};
 use crate::policy::{KnownCluster, PolicySourceArgs};
 
 const EXAMPLES: &str = "\
@@ -59,12 +59,6 @@ struct ListedTenantFinding {
     found: TenantFinding,
 }
 
-#[derive(Serialize)]
-struct Head<'a> {
-    evidence: &'a EvidenceSource,
-    not_looked_at: &'a [String],
-}
-
 const LISTING: ResourceList<ListedTenantFinding> = ResourceList {
     kind: "TenantFindingList",
     item_kind: "TenantFinding",
@@ -88,7 +82,7 @@ impl LintTenantsArgs {
         LISTING.sort(&self.list, &mut found)?;
         let lines: String = found.iter().map(|one| one.found.line(&one.object)).collect();
         let gap = if lines.is_empty() { "" } else { "\n" };
-        let head = Head { evidence: &known.evidence, not_looked_at: &known.remarks };
+        let head = ListHead { evidence: &known.evidence, not_looked_at: &known.remarks };
         let around = Around { after: format!("{gap}{lines}{}\n", known.evidence.line()) };
         let text = LISTING.print(&self.list, &head, &found, &around)?;
         Ok(match found.len() {
@@ -106,9 +100,10 @@ fn all(known: &KnownCluster) -> Vec<ListedTenantFinding> {
         let found = findings_of(known, &tenant).into_iter();
         all.extend(found.map(|found| ListedTenantFinding { object: object.clone(), found }));
     }
+    let membership = known.world.membership();
     for grant in known.world.grants() {
         let object = format!("grant {}/{}", grant.namespace, grant.name);
-        let found = findings_of_grant(known, grant).into_iter();
+        let found = findings_of_grant(known, &membership, grant).into_iter();
         all.extend(found.map(|found| ListedTenantFinding { object: object.clone(), found }));
     }
     all
@@ -169,6 +164,9 @@ fn ranges(known: &KnownCluster, tenant: &NetworkTenant) -> Vec<TenantFinding> {
             found.push(TenantFinding::new("SystemTrafficDenied", text));
         }
     }
+    // A range for everything is meant so.
+    let is_narrow = |net: &&IpNet| net.prefix_len() > 0;
+    let narrow: Vec<IpNet> = tenant.allowed.iter().filter(is_narrow).copied().collect();
     for (node, addresses) in world.nodes() {
         if let Some(address) = addresses.iter().find(|one| is_denied(one)) {
             let text = format!(
@@ -176,9 +174,6 @@ fn ranges(known: &KnownCluster, tenant: &NetworkTenant) -> Vec<TenantFinding> {
             );
             found.push(TenantFinding::new("SystemTrafficDenied", text));
         }
-        // A range for everything is meant so.
-        let is_narrow = |net: &&IpNet| net.prefix_len() > 0;
-        let narrow: Vec<IpNet> = tenant.allowed.iter().filter(is_narrow).copied().collect();
         if let Some(address) = addresses.iter().find(|one| covers(&narrow, one)) {
             let text = format!("allowedIPRanges have node {node} ({address})");
             found.push(TenantFinding::new("NodeAllowed", text));
@@ -191,13 +186,17 @@ fn covers(ranges: &[IpNet], address: &IpAddr) -> bool {
     ranges.iter().any(|net| net.contains(address))
 }
 
-fn findings_of_grant(known: &KnownCluster, grant: &TenantGrant) -> Vec<TenantFinding> {
+fn findings_of_grant(
+    known: &KnownCluster,
+    membership: &TenantMembership,
+    grant: &TenantGrant,
+) -> Vec<TenantFinding> {
     let mut found: Vec<TenantFinding> =
         grant.faults.texts().map(|fault| TenantFinding::new("NotUnderstood", fault)).collect();
     for tenant in grant.from.iter().filter(|tenant| known.world.tenant(tenant).is_none()) {
         found.push(TenantFinding::new("NoTenant", format!("there is no tenant {tenant}")));
     }
-    if known.world.membership().owner(&grant.namespace).is_none() {
+    if membership.owner(&grant.namespace).is_none() {
         let text = format!("namespace {} has no tenant, so that nothing needs a grant", grant.namespace);
         found.push(TenantFinding::new("NoTenant", text));
     }

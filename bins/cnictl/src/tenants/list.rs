@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::known;
 use super::lint::{TenantFinding, findings_of};
 use crate::output::{Colour, VerbAnswer};
-use crate::pods::{Around, Column, EvidenceSource, ListArgs, ListFormat, ResourceList};
+use crate::pods::{Around, Column, ListArgs, ListFormat, ListHead, ResourceList};
 use crate::policy::{KnownCluster, PolicySourceArgs};
 
 const EXAMPLES: &str = "\
@@ -57,12 +57,6 @@ struct ListedTenant {
     #[serde(skip_serializing_if = "Option::is_none")]
     is_current: Option<bool>,
     findings: Vec<TenantFinding>,
-}
-
-#[derive(Serialize)]
-struct Head<'a> {
-    evidence: &'a EvidenceSource,
-    not_looked_at: &'a [String],
 }
 
 const LISTING: ResourceList<ListedTenant> = ResourceList {
@@ -116,7 +110,7 @@ impl ListTenantsArgs {
         let lines = rows.iter().flat_map(|row| row.findings.iter().map(|one| one.line(&row.tenant.name)));
         let lines: String = lines.collect();
         let gap = if lines.is_empty() { "" } else { "\n" };
-        let head = Head { evidence: &known.evidence, not_looked_at: &known.remarks };
+        let head = ListHead { evidence: &known.evidence, not_looked_at: &known.remarks };
         let around = Around { after: format!("{gap}{lines}{}\n", known.evidence.line()) };
         if let Some(nothing) = nothing {
             // Programs get an empty list.

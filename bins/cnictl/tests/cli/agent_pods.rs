@@ -3,14 +3,10 @@
 use serde_json::{Value, json};
 
 use crate::machine::{CALICO, Machine, PATIENCE};
-use crate::schema::assert_described;
+use crate::schema::document;
 
 fn items(machine: &Machine, line: &str) -> Value {
-    let run = machine.on_node(&format!("{line} -o json"));
-    let document: Value =
-        serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:?}"));
-    assert_described(&document);
-    document
+    document(&machine.on_node(&format!("{line} -o json")))
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
+use crate::Files;
 use crate::machine::{CALICO, Machine, PATIENCE};
-use crate::schema::assert_described;
-use crate::{Files, Run};
+use crate::schema::document;
 
 /// Three pods of a shop, and who may reach its database.
 const SHOP: &str = include_str!("../../../../docs/examples/shop.yaml");
@@ -13,13 +13,6 @@ fn shop() -> Files {
     let files = Files::new();
     files.write("shop.yaml", SHOP);
     files
-}
-
-fn document(run: &Run) -> Value {
-    let document: Value =
-        serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:?}"));
-    assert_described(&document);
-    document
 }
 
 #[test]

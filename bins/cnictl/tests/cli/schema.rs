@@ -4,6 +4,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
+/// The document that a call prints, which the schema describes.
+#[track_caller]
+pub(crate) fn document(run: &crate::Run) -> Value {
+    let document = serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:?}"));
+    assert_described(&document);
+    document
+}
+
 /// Asserts that a document is one of those that the schema describes.
 #[track_caller]
 pub(crate) fn assert_described(document: &Value) {

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::Files;
 use crate::machine::{CALICO, Machine, PATIENCE};
-use crate::schema::assert_described;
-use crate::{Files, Run};
+use crate::schema::document;
 
 /// Red and blue, a grant, and a namespace that both want.
 const TENANTS: &str = include_str!("../../../../docs/examples/tenants.yaml");
@@ -15,13 +15,6 @@ fn files() -> Files {
     let files = Files::new();
     files.write("tenants.yaml", TENANTS);
     files
-}
-
-fn document(run: &Run) -> Value {
-    let document: Value =
-        serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {run:?}"));
-    assert_described(&document);
-    document
 }
 
 #[test]

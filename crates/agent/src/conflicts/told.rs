@@ -36,11 +36,7 @@ impl ToldConflicts {
     pub(super) fn tell(&self, pod: Option<&PodRef>, id: ConflictId, text: String) {
         if self.is_due(pod, id, Instant::now()) {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            // One Event for each: of several a writer would leave the last one's text.
-            if let Some((_, before)) = state.waiting.iter_mut().find(|(of, _)| of.as_ref() == pod) {
-                *before += "; ";
-                *before += &text;
-            } else if state.waiting.len() < MOST {
+            if state.waiting.len() < MOST {
                 state.waiting.push((pod.cloned(), text));
             }
             self.more.notify_one();
@@ -91,11 +87,5 @@ mod tests {
         assert!(due(&web, ConflictId::P1, 3600));
         let node = |seconds| told.is_due(None, ConflictId::P1, start + Duration::from_secs(seconds));
         assert!(node(3600) && !node(3601));
-        for (pod, text) in [(Some(&web), "a"), (None, "b"), (Some(&web), "c"), (Some(&db), "d")] {
-            told.tell(pod, if text == "c" { ConflictId::P5 } else { ConflictId::P4 }, text.to_owned());
-        }
-        let state = told.state.lock().unwrap();
-        let texts: Vec<&str> = state.waiting.iter().map(|(_, text)| text.as_str()).collect();
-        assert_eq!(texts, ["a; c", "b", "d"]);
     }
 }

@@ -19,7 +19,7 @@ use crate::error::Error;
 /// Longest name of an object (Kubernetes' DNS subdomain) and longest message of an Event (`validateV1EventSeries` and its neighbours in
 /// Kubernetes' `pkg/apis/core/validation/events.go`).
 const MAX_NAME: usize = 253;
-const MAX_MESSAGE: usize = 1024;
+pub(super) const MAX_MESSAGE: usize = 1024;
 
 /// `reportingController`, a qualified name.
 const CONTROLLER: &str = "istio-cni.io/agent";
@@ -97,6 +97,7 @@ impl Writer {
             reason: text.reason.to_owned(),
             message: text.message[..text.message.floor_char_boundary(MAX_MESSAGE)].to_owned(),
             component: text.component.to_owned(),
+            count: 1,
         };
         let write = self.book().take(draft, Instant::now());
         self.serve();
@@ -148,13 +149,13 @@ impl Writer {
                 self.book().made(draft, name);
                 Ok(())
             }
-            EventWrite::Update { event, draft, count } => {
+            EventWrite::Update { event, draft } => {
                 let now = Timestamp::now();
                 let patch = Patch::Merge(json!({
                     "message": draft.message,
-                    "count": count,
+                    "count": draft.count,
                     "lastTimestamp": whole_seconds(now),
-                    "series": {"count": count, "lastObservedTime": micros(now)},
+                    "series": {"count": draft.count, "lastObservedTime": micros(now)},
                 }));
                 let request = Request::new(events_path(draft)).patch(event, &PatchParams::default(), &patch);
                 let updated = self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop);
@@ -171,7 +172,7 @@ impl Writer {
 
     async fn make_event(&self, operation: &str, draft: &EventDraft) -> Result<String, Error> {
         let now = Timestamp::now();
-        let EventDraft { about, namespace, name, warning, reason, message, component } = draft;
+        let EventDraft { about, namespace, name, warning, reason, message, component, count } = draft;
         let name = event_name(name, now);
         let event = json!({
             "apiVersion": "v1",
@@ -188,7 +189,7 @@ impl Writer {
             "eventTime": micros(now),
             "firstTimestamp": whole_seconds(now),
             "lastTimestamp": whole_seconds(now),
-            "count": 1,
+            "count": count,
         });
         let request =
             Request::new(events_path(draft)).create(&PostParams::default(), event.to_string().into_bytes());

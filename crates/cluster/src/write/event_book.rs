@@ -1,12 +1,14 @@
 //! Which Events are written when: whoever triggers them ten thousand times makes few.
 //!
 //! An object has one Event for a reason, which becomes a series when the same happens again: its count and its last time change, and its text, if what
-//! is said is another. A node has a budget of writes; what finds it used up waits for its turn.
+//! is said is another: what was said some seconds before stays in it. A node has a budget of writes; what finds it used up waits for its turn.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use super::event::MAX_MESSAGE;
 
 /// How often Events are written.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,6 +35,8 @@ pub(super) struct EventDraft {
     pub(super) reason: String,
     pub(super) message: String,
     pub(super) component: String,
+    /// How often it has happened by now.
+    pub(super) count: u64,
 }
 
 /// What is to be done about Events.
@@ -43,7 +47,6 @@ pub(super) enum EventWrite {
     Update {
         event: String,
         draft: EventDraft,
-        count: u64,
     },
 }
 
@@ -99,6 +102,22 @@ impl EventDraft {
     }
 }
 
+// === impl Told ===
+
+impl Told {
+    /// What happens now is told; with what was told a moment ago, which nobody may have read, as far as there is room.
+    fn say(&mut self, mut draft: EventDraft, is_recent: bool) {
+        if self.draft.message.contains(&draft.message) {
+            return;
+        }
+        let both = format!("{}; {}", self.draft.message, draft.message);
+        if is_recent && both.len() <= MAX_MESSAGE {
+            draft.message = both;
+        }
+        (self.is_news, self.draft) = (true, draft);
+    }
+}
+
 // === impl EventBook ===
 
 impl EventBook {
@@ -117,8 +136,8 @@ impl EventBook {
             Some(told) => {
                 told.count += 1;
                 told.pending = true;
-                told.is_news |= told.draft.message != draft.message;
-                told.draft = draft;
+                let is_recent = told.is_news || now.duration_since(told.written) < self.limits.pause;
+                told.say(draft, is_recent);
             }
             None => {
                 self.make_room();
@@ -188,7 +207,7 @@ impl EventBook {
         let waited = now.duration_since(told.written);
         let is_due = match told.event {
             // One that is being made: its name comes.
-            None if told.count > 1 || waited > Duration::ZERO => told.pending && waited >= pause,
+            None if told.count > 1 || waited > Duration::ZERO => waited >= pause,
             None => true,
             Some(_) => waited >= if told.is_news { pause } else { quiet },
         };
@@ -197,10 +216,10 @@ impl EventBook {
         }
         self.lately.push_back(now);
         (told.written, told.pending, told.is_news) = (now, false, false);
-        let draft = told.draft.clone();
+        let draft = EventDraft { count: told.count, ..told.draft.clone() };
         Some(match told.event.clone() {
             None => EventWrite::Create(draft),
-            Some(event) => EventWrite::Update { event, draft, count: told.count },
+            Some(event) => EventWrite::Update { event, draft },
         })
     }
 
@@ -230,6 +249,7 @@ mod tests {
             reason: reason.into(),
             message: message.into(),
             component: "c".into(),
+            count: 1,
         }
     }
 
@@ -282,7 +302,7 @@ mod tests {
         let counts: Vec<u64> = played.writes[1..]
             .iter()
             .map(|(_, write)| match write {
-                EventWrite::Update { event, count, .. } if event == "web.0" => *count,
+                EventWrite::Update { event, draft } if event == "web.0" => draft.count,
                 other => panic!("{other:?}"),
             })
             .collect();
@@ -290,9 +310,10 @@ mod tests {
         // What is left is told when its time has come, and then nothing waits.
         assert!(played.book.waits());
         played.due(1200);
-        assert!(
-            matches!(played.writes[4].1, EventWrite::Update { count: 10_000, .. }) && !played.book.waits()
-        );
+        let EventWrite::Update { draft: last, .. } = &played.writes[4].1 else {
+            panic!("{:?}", played.writes[4])
+        };
+        assert!(last.count == 10_000 && !played.book.waits());
         // Much later it is an Event of its own.
         played.take(3001, draft("web", "CaptureDrift", "nft changed it"));
         assert!(matches!(played.writes[5].1, EventWrite::Create(_)));
@@ -308,7 +329,9 @@ mod tests {
         assert_eq!(played.writes.len(), 1);
         played.due(5);
         match &played.writes[1] {
-            (5, EventWrite::Update { draft, count: 2, .. }) => assert_eq!(draft.message, "by iptables"),
+            (5, EventWrite::Update { draft, .. }) => {
+                assert_eq!((&*draft.message, draft.count), ("by nft; by iptables", 2));
+            }
             other => panic!("{other:?}"),
         }
         // Another reason or object is its own.

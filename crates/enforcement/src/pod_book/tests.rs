@@ -113,7 +113,7 @@ fn a_pod_gets_its_rules_then_what_changes_of_their_sets_and_then_none() {
     let (none, _) = setup.job();
     assert!(none.rules.is_none() && none.before.is_some());
     setup.book.done(&name("a"), &none);
-    assert!(setup.book.job(&name("a")).is_none() && setup.book.pods().next().is_none());
+    assert!(setup.book.job(&name("a")).is_none() && setup.book.inside().next().is_none());
 }
 
 #[test]

@@ -45,9 +45,9 @@ impl PolicyState {
 
     /// Forgets pods that are gone. One whose watch is behind its plugin is not yet there.
     pub(super) fn sweep_guarded(&mut self) {
-        let (cluster, unknown) = (self.sources.cluster.clone(), &self.unknown);
+        let (index, unknown) = (self.sources.cluster.index(), &self.unknown);
         self.guarded.retain(|name| {
-            cluster.index().pod(&name.namespace, &name.name).is_some()
+            index.pod(&name.namespace, &name.name).is_some()
                 || unknown.contains(&ObjectKey::new(&*name.namespace, &*name.name))
         });
     }

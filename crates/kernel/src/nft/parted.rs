@@ -95,7 +95,7 @@ impl PartedTable {
 
     /// Makes of the only table of `wanted` what the kernel lacks: chains and sets that are not there or were emptied, and whatever is said of these
     /// addresses. All else stays as it is, since what is wanted may be older than that. A table that is not there is made. That a set was emptied is known
-    /// where it had members in an earlier call, and of maps always.
+    /// where it had members in an earlier call, or the kernel cannot have newer ones.
     ///
     /// # Errors
     /// As of [`Self::ensure`].

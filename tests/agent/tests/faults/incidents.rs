@@ -143,6 +143,11 @@ fn commands_of_each_incident_print_what_stands_below_them() {
     let document = std::fs::read_to_string(&path).unwrap();
     let update = std::env::var_os("UPDATE_DOCUMENTS").is_some_and(|value| value == "1");
     let sections: Vec<&str> = document.split("\n## ").collect();
+    assert_eq!(
+        sections.len(),
+        INCIDENTS.len() + 1,
+        "each section of {DOCUMENT} is an incident that happens here"
+    );
     let changed = Mutex::new(document.clone());
     at_once(INCIDENTS, |(heading, happen)| {
         let section = sections.iter().find(|section| section.starts_with(heading));

@@ -30,16 +30,7 @@ fn with_something_in_the_pod(inject: impl FnOnce(&TestNetns)) -> FaultyNode {
     let node = FaultyNode::served();
     let pod = node.mesh.running("mesh", "web", &[]).unwrap();
     node.mesh.wait_annotation(&pod, Some("enabled")).unwrap();
-    // A way out, so that there is something to redirect.
-    pod.netns
-        .ip(&[
-            "link add out0 type veth peer name out1",
-            "address add 10.99.0.2/24 dev out0",
-            "link set out0 up",
-            "link set out1 up",
-            "route add 203.0.113.0/24 via 10.99.0.1 dev out0",
-        ])
-        .unwrap();
+    pod.add_way_out().unwrap();
     inject(&pod.netns);
     node.with(pod)
 }

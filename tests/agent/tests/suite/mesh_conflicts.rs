@@ -25,19 +25,6 @@ fn resolved(agent: &Agent) -> f64 {
     agent.metrics().unwrap().value("istio_cni_conflicts_resolved_total{id=\"CF-P1\"}")
 }
 
-/// A way out of the pod's namespace, so that there is something to redirect.
-fn way_out(pod: &MeshPod) {
-    pod.netns
-        .ip(&[
-            "link add out0 type veth peer name out1",
-            "address add 10.99.0.2/24 dev out0",
-            "link set out0 up",
-            "link set out1 up",
-            "route add 203.0.113.0/24 via 10.99.0.1 dev out0",
-        ])
-        .unwrap();
-}
-
 /// The port that a connection of the application comes to.
 fn reached(pod: &MeshPod) -> Option<u16> {
     let to: SocketAddr = "203.0.113.9:80".parse().unwrap();
@@ -57,7 +44,7 @@ fn started(resolution: &str) -> (Mesh, Agent, testkit::ztunnel::Ztunnel, MeshPod
             .unwrap();
     let pod = mesh.running("default", "web", &[(MODE, "ambient")]).unwrap();
     wait_in(&mesh, &pod).unwrap();
-    way_out(&pod);
+    pod.add_way_out().unwrap();
     (mesh, agent, ztunnel, pod)
 }
 

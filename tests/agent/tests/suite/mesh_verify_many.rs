@@ -72,7 +72,7 @@ fn make(mesh: &Mesh, count: usize) -> Vec<MeshPod> {
     })
 }
 
-fn number(name: &str, default: usize) -> usize {
+pub(crate) fn number(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 

@@ -315,7 +315,9 @@ fn pods_that_can_get_past_their_rules_are_told() {
     let agent = setup.agent();
     setup.wait("a policy isolates the pod", false, false);
     let weak = |capability: &str| {
-        agent.metric(&format!("istio_cni_policy_weak_pods{{capability=\"{capability}\"}}")).unwrap_or(-1.0)
+        // There is no series before the first look.
+        let series = format!("istio_cni_policy_weak_pods{{capability=\"{capability}\"}}");
+        agent.metrics().ok().and_then(|all| all.series.get(&series).copied()).unwrap_or(-1.0)
     };
     let told = || {
         let events = setup.mesh.node.api.events();

@@ -12,6 +12,7 @@ use testkit::probe::{Flow, Listener, Listeners};
 use testkit::{Agent, Launch, NODE_NAME, PATIENCE, PodCall, PodObject, at_once, eventually};
 
 use crate::denials::wire;
+use crate::mesh_verify_many::number;
 
 /// Who hears nothing for so long is not answered.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -363,11 +364,6 @@ fn one_agent_writes_status_and_another_follows_it() {
     second.stop().unwrap();
 }
 
-/// A number of the environment: the usual run is short.
-fn from_environment(name: &str, usual: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
-}
-
 /// Of a pod of red.
 fn judged(name: &str) -> [(&str, &str, u16, bool); 3] {
     [("ra", name, 8080, true), ("fa", name, 8080, false), (name, "fa", 8080, false)]
@@ -376,7 +372,7 @@ fn judged(name: &str) -> [(&str, &str, u16, bool); 3] {
 /// Verdicts stay while the API server is away, and pods that start then are judged from their first packet on.
 #[test]
 fn new_pods_are_judged_by_their_first_packet_also_while_the_api_server_is_away() {
-    let (away, pods) = (from_environment("AWAY_SECONDS", 2), from_environment("SOAK_PODS", 4));
+    let (away, pods) = (number("AWAY_SECONDS", 2), number("SOAK_PODS", 4));
     at_once(vec!["node", "pod"], |point| {
         let mut town = Town::new();
         let red = json!({"namespaces": ["default", "red-web"]});
@@ -400,7 +396,7 @@ fn new_pods_are_judged_by_their_first_packet_also_while_the_api_server_is_away()
         };
         early.iter().for_each(|name| start(&town, name, true));
         town.mesh.node.api.stop();
-        std::thread::sleep(Duration::from_secs(away));
+        std::thread::sleep(Duration::from_secs(away as u64));
         town.wait_for("nothing has changed", &apart);
         // In their own namespaces pods are isolated until the API server tells that they run.
         late.iter().for_each(|name| start(&town, name, point == "node"));

@@ -1,7 +1,6 @@
 //! What tenants' pods send and receive, as it is counted, against the counters of their interfaces.
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -10,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use testkit::apiserver::Resource;
 use testkit::mesh::{Mesh, MeshPod};
+use testkit::probe;
 use testkit::{Agent, Launch, NODE_NAME, PATIENCE, PodObject, TestNetns, eventually};
 use usage::{USAGE_DIR, USAGE_STATE, UsageBook};
 
@@ -18,8 +18,6 @@ use crate::tenants::tenant;
 
 /// Each way, of a transfer.
 const BYTES: usize = 1_000_000;
-/// Bytes of a packet that are the link's.
-const LINK_HEADER: u64 = 14;
 /// The node's own, one of a Service, and one that is outside of the cluster.
 const NODE_ADDRESS: &str = "192.0.2.1";
 const SERVICE_ADDRESS: &str = "10.96.0.10";
@@ -196,33 +194,11 @@ fn has_table(pod: &MeshPod) -> bool {
 
 /// Bytes of both directions without headers of the link.
 fn interface(netns: &TestNetns) -> u64 {
-    let text = netns.run(Command::new("ip").args(["-s", "-j", "link", "show", "dev", "eth0"])).unwrap();
-    let all: Value = serde_json::from_str(&text).unwrap();
-    let of = |way| {
-        let of = &all[0]["stats64"][way];
-        of["bytes"].as_u64().unwrap() - LINK_HEADER * of["packets"].as_u64().unwrap()
-    };
-    of("rx") + of("tx")
+    netns.link_counters().unwrap().map(|(bytes, _)| bytes).iter().sum()
 }
 
 fn transfer(from: &TestNetns, to: &TestNetns, ip: IpAddr) {
-    let any = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let listener = to.enter(|_| TcpListener::bind(any)).unwrap().unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let answering = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).unwrap();
-        stream.write_all(&all).unwrap();
-    });
-    let connect = move || TcpStream::connect_timeout(&(ip, port).into(), Duration::from_secs(20));
-    let mut stream = from.enter(move |_| connect()).unwrap().unwrap_or_else(|error| panic!("{ip}: {error}"));
-    stream.write_all(&vec![7; BYTES]).unwrap();
-    stream.shutdown(Shutdown::Write).unwrap();
-    let mut all = Vec::new();
-    stream.read_to_end(&mut all).unwrap();
-    assert_eq!(all.len(), BYTES);
-    answering.join().unwrap();
+    probe::transfer(from, to, ip, BYTES).unwrap();
 }
 
 /// Bytes of a tenant's rows for a class, out and in.

@@ -336,6 +336,20 @@ impl Mesh {
 // === impl MeshPod ===
 
 impl MeshPod {
+    /// Makes a way out of the pod's namespace, to 203.0.113.0/24, so that there is something to redirect.
+    ///
+    /// # Errors
+    /// `ip` fails.
+    pub fn add_way_out(&self) -> Result<()> {
+        self.netns.ip(&[
+            "link add out0 type veth peer name out1",
+            "address add 10.99.0.2/24 dev out0",
+            "link set out0 up",
+            "link set out1 up",
+            "route add 203.0.113.0/24 via 10.99.0.1 dev out0",
+        ])
+    }
+
     /// The number of the process that stands for it on the node.
     pub fn pid(&self) -> u32 {
         self.pid

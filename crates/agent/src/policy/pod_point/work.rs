@@ -37,7 +37,7 @@ impl PodPointKeeper {
         if let Some(netns) = known.filter(|netns| finder::is_still(netns)) {
             return Ok((netns, roots));
         }
-        let missing = netns::find::MissingNetns::NoProcess;
+        let missing = MissingNetns::NoProcess;
         let pod = pod.ok_or(PodPointFailure::Find(FindFailure::Missing(missing)))?;
         let wanted = wanted_netns(pod, &self.parts.kernel_network_runtime_classes);
         let found = Arc::new(self.finder.find(&roots, wanted, Vec::new).await?);
@@ -70,6 +70,11 @@ impl PodPointKeeper {
         // A plugin tells of a pod before its watch does.
         let is_over = pod.as_ref().map_or_else(|| !self.is_placed(name), |pod| pod.is_terminal());
         if is_over {
+            let until = self.guarded().get(name).copied();
+            // Its watch may be behind the plugin that has guarded it.
+            if pod.is_none() && until.is_some_and(|until| Instant::now() < until) {
+                return Err(PodPointFailure::NotYet);
+            }
             self.places().remove(name);
             self.hearing.forget(name);
             return Ok(());
@@ -190,6 +195,7 @@ impl PodPointKeeper {
         }
         Ok(true)
     }
+
     fn tell_lacking(&self, key: &PodRef, job: &PodJob) {
         if job.lacks_services && !job.is_repeat {
             let text = "the lists of Services were waited for and are not complete: a pod's rules judge addresses of Services as any other until they are";

@@ -137,8 +137,9 @@ pub(super) fn lacking(
         list::fill(socket, name, std::slice::from_mut(listed), most, |_| true)?;
         let about = |element: &Element| element.key.address().is_some_and(|one| addresses.contains(&one));
         let there = members_of(set.keys, std::mem::take(&mut listed.elements));
-        // Without members a map isolates nobody, while of another set they may have gone before this began.
-        let was_emptied = there.is_empty() && (set.is_map() || filled.contains(&*set.name));
+        // Members of which the kernel may have something newer may have gone before this began.
+        let was_emptied =
+            there.is_empty() && (!contents.may_be_older(&set.name) || filled.contains(&*set.name));
         if !there.is_empty() {
             filled.insert(set.name.to_string());
         }

@@ -70,8 +70,6 @@ fn what_was_emptied_is_made_again() {
             let everything = Thoroughness::Everything;
             lab.table.supplement(&rules, &contents, &BTreeSet::new(), everything).unwrap()
         };
-        // Another agent's table, and this one's first look at it.
-        assert_eq!(supplement(&mut lab), Change::None, "{way:?}");
         let content = |lab: &Lab| {
             let lines = listed(&lab.node, way).0;
             lines
@@ -80,6 +78,18 @@ fn what_was_emptied_is_made_again() {
                 .collect::<BTreeSet<_>>()
         };
         let before = content(&lab);
+        // Another agent's table, and this one's first look at it: of what only this node says it is known what was there.
+        let isolates = match way {
+            Way::Nft => format!(
+                "nft flush map {TABLE} $(nft list table {TABLE} | sed -n 's/^.map \\([^ ]*\\) {{/\\1/p' | head -n 1); nft flush set {TABLE} istio-np-local-v4"
+            ),
+            Way::Iptables(_) => "ipset flush istio-np-ingress-v4; ipset flush istio-np-local-v4".to_owned(),
+        };
+        sh(&lab.node, &isolates);
+        assert_ne!(content(&lab), before, "{way:?} {isolates}");
+        assert_ne!(supplement(&mut lab), Change::None, "{way:?} {isolates}");
+        assert_eq!(content(&lab), before, "{way:?} {isolates}");
+        assert_eq!(supplement(&mut lab), Change::None, "{way:?}");
         let empty = match way {
             Way::Nft => [
                 format!(
