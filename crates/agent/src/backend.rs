@@ -32,6 +32,8 @@ pub(crate) struct NodeBackend {
     log: Scope,
     /// Whether the node's programs are where this process looks for programs.
     sees_node: bool,
+    /// `NATIVE_NFTABLES`: plugins take nothing else.
+    asked: Option<bool>,
     reported: Mutex<Option<(Instant, String)>>,
     news: Notify,
 }
@@ -48,18 +50,23 @@ enum Found {
 }
 
 impl NodeBackend {
-    /// `host_root` is where the node's files are.
-    pub(crate) fn new(health: Arc<Health>, log: Scope, host_root: &std::path::Path) -> Self {
+    /// `host_root` is where the node's files are; `asked` is `NATIVE_NFTABLES`, where it is not `auto`.
+    pub(crate) fn new(
+        health: Arc<Health>,
+        log: Scope,
+        host_root: &std::path::Path,
+        asked: Option<bool>,
+    ) -> Self {
         let sees_node = host_root == std::path::Path::new("/") || !host_root.exists();
-        Self { health, log, sees_node, reported: Mutex::default(), news: Notify::new() }
+        Self { health, log, sees_node, asked, reported: Mutex::default(), news: Notify::new() }
     }
 
     /// Looks at the start, and again and again while something is missing.
     pub(crate) async fn live(self: Arc<Self>) {
         let mut told = None;
         loop {
-            let sees_node = self.sees_node;
-            let look = tokio::task::spawn_blocking(move || look(sees_node));
+            let (sees_node, asked) = (self.sees_node, self.asked);
+            let look = tokio::task::spawn_blocking(move || look(sees_node, asked));
             let found = match tokio::time::timeout(FIRST_LOOK, look).await {
                 Ok(Ok(found)) => found,
                 // Nothing is proven.
@@ -69,8 +76,7 @@ impl NodeBackend {
                 match &found {
                     Found::Nftables => {}
                     Found::Iptables(why) => {
-                        let text = "pods get their rules by iptables, unless NATIVE_NFTABLES=true asks for nf_tables only";
-                        self.log.info(text, &[("cause", why)]);
+                        self.log.info("pods get their rules by iptables", &[("cause", why)]);
                     }
                     Found::Neither(why) => self.log.error(neither(why), &[]),
                 }
@@ -126,11 +132,11 @@ fn neither(why: &str) -> String {
     format!("no pod can get rules on this node: {why}")
 }
 
-fn look(sees_node: bool) -> Found {
-    match support() {
-        Some(support) if !support.redirect => without_nat(support, sees_node.then(Iptables::new).as_ref()),
-        _ => Found::Nftables,
-    }
+fn look(sees_node: bool, asked: Option<bool>) -> Found {
+    let Some(support) = support() else {
+        return Found::Nftables;
+    };
+    found(support, sees_node.then(Iptables::new).as_ref(), asked)
 }
 
 /// `None`: it cannot be asked.
@@ -140,11 +146,20 @@ fn support() -> Option<Support> {
 }
 
 /// `iptables` is the node's, where it can be seen.
-fn without_nat(support: Support, iptables: Option<&Iptables>) -> Found {
+fn found(support: Support, iptables: Option<&Iptables>, asked: Option<bool>) -> Found {
     let why = if support.tables { NO_NAT } else { NO_NFTABLES };
-    match iptables.map_or(Ok(()), |iptables| iptables.usable_with(support)) {
-        Ok(()) => Found::Iptables(why.to_owned()),
-        Err(error) => Found::Neither(format!("{why}, and {}", fault::chain(&error))),
+    let iptables = iptables.map_or(Ok(()), |iptables| iptables.usable_with(support));
+    match (asked, support.redirect, iptables) {
+        (Some(true), false, _) => {
+            Found::Neither(format!("{why}, and NATIVE_NFTABLES=true allows nothing else"))
+        }
+        (Some(false), _, Err(error)) => {
+            Found::Neither(format!("{}, and NATIVE_NFTABLES=false allows nothing else", fault::chain(&error)))
+        }
+        (Some(false), _, Ok(())) => Found::Iptables("NATIVE_NFTABLES=false asks for it".to_owned()),
+        (_, true, _) => Found::Nftables,
+        (None, false, Ok(())) => Found::Iptables(why.to_owned()),
+        (None, false, Err(error)) => Found::Neither(format!("{why}, and {}", fault::chain(&error))),
     }
 }
 
@@ -228,10 +243,17 @@ mod tests {
                 (found, wanted) => panic!("{kernel:?} {variants:?}: {found:?} instead of {wanted:?}"),
             }
             let Some(works) = sidecar else { continue };
-            let found = without_nat(kernel, Some(&iptables));
-            assert_eq!(matches!(found, Found::Iptables(_)), works, "{kernel:?} {variants:?}: {found:?}");
+            let by = |asked| found(kernel, Some(&iptables), asked);
+            for asked in [None, Some(false)] {
+                assert_eq!(
+                    matches!(by(asked), Found::Iptables(_)),
+                    works,
+                    "{kernel:?} {variants:?}: {asked:?}"
+                );
+            }
+            assert!(matches!(by(Some(true)), Found::Neither(why) if why.contains("NATIVE_NFTABLES=true")));
             // What cannot be seen is not proven.
-            assert!(matches!(without_nat(kernel, None), Found::Iptables(_)));
+            assert!(matches!(found(kernel, None, None), Found::Iptables(_)));
         }
     }
 }

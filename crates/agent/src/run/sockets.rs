@@ -37,7 +37,12 @@ impl Agent {
         let lines =
             LogSocket::start(lines, self.log.clone(), self.metrics.clone()).map_err(Error::Runtime)?;
         let host_root = &self.config.host_root;
-        let backend = Arc::new(NodeBackend::new(self.health.clone(), self.log.clone(), host_root));
+        let backend = Arc::new(NodeBackend::new(
+            self.health.clone(),
+            self.log.clone(),
+            host_root,
+            self.config.install.entry.native_nftables,
+        ));
         tasks.spawn(backend.clone().live());
         let policies = self.policy_answers();
         if let Some(policies) = &policies {

@@ -82,6 +82,19 @@ fn a_node_where_neither_backend_works_is_not_ready_until_one_does() {
     );
 }
 
+/// What is asked for is not there, and nothing else is taken.
+#[test]
+fn a_node_without_the_backend_that_is_asked_for_is_not_ready() {
+    let node = Node::new().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for asked in ["true", "false"] {
+        let wrapper = without_nftables(dir.path());
+        let agent = node.agent().env("NATIVE_NFTABLES", asked).behind(&words(&wrapper)).start().unwrap();
+        let why = format!("NATIVE_NFTABLES={asked} allows nothing else");
+        agent.wait_unready(&["backend: no pod can get rules on this node: ", &why]).unwrap();
+    }
+}
+
 /// In a container the agent does not see the node's programs: plugins tell.
 #[test]
 fn plugins_tell_that_neither_backend_works() {
