@@ -49,6 +49,7 @@ mod policy_kernel;
 mod policy_off;
 mod policy_pods;
 mod policy_points;
+mod policy_programs;
 mod policy_reuse;
 mod policy_snapshot;
 mod policy_storm;

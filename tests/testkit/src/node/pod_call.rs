@@ -65,14 +65,28 @@ impl PodCall {
     /// # Errors
     /// The plugin cannot be started.
     pub fn run(&self, verb: &str) -> Result<Answer> {
-        let (mut command, stdin) = self.command(verb);
-        command.stdin(std::process::Stdio::piped());
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        Call { env: Vec::new(), stdin }.run_as(command)
+        self.run_behind(&[], verb)
+    }
+
+    /// The same behind a wrapper such as `strace -f`.
+    ///
+    /// # Errors
+    /// As of [`Self::run`].
+    pub fn run_behind(&self, wrapper: &[&str], verb: &str) -> Result<Answer> {
+        let call = self.call(verb);
+        call.run_as(call.command_of(&self.program, wrapper))
     }
 
     /// The program with its environment, and its standard input.
     pub fn command(&self, verb: &str) -> (Command, Vec<u8>) {
+        let call = self.call(verb);
+        let usual = call.command();
+        let mut command = Command::new(&self.program);
+        command.env_clear().envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        (command, call.stdin)
+    }
+
+    fn call(&self, verb: &str) -> Call {
         let uid = if self.uid.is_empty() { String::new() } else { format!(";K8S_POD_UID={}", self.uid) };
         let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={}{uid}", self.name);
         let netns = self.netns.to_string_lossy();
@@ -85,10 +99,7 @@ impl PodCall {
             ("CNI_ARGS", &args),
         ];
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned())));
-        let usual = Call { env: env.collect(), stdin: Vec::new() }.command();
-        let mut command = Command::new(&self.program);
-        command.env_clear().envs(usual.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        (command, self.conf.to_string().into_bytes())
+        Call { env: env.collect(), stdin: self.conf.to_string().into_bytes() }
     }
 
     /// Runs ADD, which has to succeed; gives what it logged.
