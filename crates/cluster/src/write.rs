@@ -61,10 +61,10 @@ impl Writer {
     }
 
     /// Sets a label of a pod, by way of its status, which needs the least permission. A pod of another uid under the name is left
-    /// alone: the server answers 409.
+    /// alone.
     ///
     /// # Errors
-    /// From the API server, or when it cannot be asked.
+    /// From the API server, or when it cannot be asked. The status is 404 when the pod is gone and 409 when another one has its name.
     pub async fn label_pod(&self, pod: &PodRef, key: &str, value: &str) -> Result<(), Error> {
         let operation = format!("label pod {}/{} with {key}", pod.namespace, pod.name);
         self.patch_metadata(&operation, pod, json!({"labels": {key: value}})).await
@@ -130,7 +130,15 @@ impl Writer {
         let patch = Patch::Merge(json!({"metadata": metadata}));
         let pods = Request::new(pods_path(pod));
         let request = pods.patch_subresource("status", &segment(&pod.name), &PatchParams::default(), &patch);
-        self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await.map(drop)
+        match self.connection.ask(operation, request, LIMIT, MAX_ANSWER).await {
+            // Another pod has the name by now, in the words of `ValidateObjectMetaAccessorUpdate` of Kubernetes' `pkg/api/validation`.
+            Err(Error::Status { code: 422, message, operation, about, retry_after })
+                if message.contains("metadata.uid") =>
+            {
+                Err(Error::Status { code: 409, message, operation, about, retry_after })
+            }
+            answer => answer.map(drop),
+        }
     }
 
     pub(crate) fn connection(&self) -> &ApiConnection {

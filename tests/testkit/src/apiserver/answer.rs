@@ -291,8 +291,9 @@ fn patch(request: &Request, resource: Resource, key: &Key, part: Option<&str>, s
 fn merged(object: &mut Value, mut patch: Value, of_status: bool) -> Result<(), Answer> {
     let uid = &patch["metadata"]["uid"];
     if !uid.is_null() && *uid != object["metadata"]["uid"] {
-        let message = "Precondition failed: UID in precondition differs from UID in object meta";
-        return Err(Answer::status(409, message));
+        let of = object["metadata"]["name"].as_str().unwrap_or_default();
+        let message = format!("\"{of}\" is invalid: metadata.uid: Invalid value: {uid}: field is immutable");
+        return Err(Answer::status(422, &message));
     }
     if of_status && let Some(patch) = patch.as_object_mut() {
         patch.retain(|key, _| key == "metadata" || key == "status");
