@@ -19,12 +19,14 @@ use super::{ExpectedPod, culprit};
 use crate::slots::Task;
 use metrics::Metrics;
 
-/// Changes of pods within this time are looked at once.
+/// The first change of pods is looked at without delay, and those that follow within this time together.
 const TOGETHER: Duration = Duration::from_millis(20);
 /// So many new pods are looked at at once: until then nobody hears of changes there.
 const FEW: usize = 4;
 /// A pod on which work is under way is looked at again after this time.
 const AT_WORK: Duration = Duration::from_millis(200);
+/// The same of a pod that was never looked at: until then nobody hears of changes there.
+const AT_FIRST_WORK: Duration = Duration::from_millis(5);
 /// Descriptors that are left to the rest of the agent when namespaces are watched: connections, watches, and a namespace for each pod.
 const RESERVED: u64 = 512;
 /// Descriptors of a pod: its namespace, and at most three sockets.
@@ -38,7 +40,7 @@ impl PodVerifier {
         tasks.spawn(self.clone().rounds());
         tasks.spawn(self.clone().probe_events());
         let mut looks = HashMap::new();
-        let mut sync = Some(self.now());
+        let (mut sync, mut synchronized) = (Some(self.now()), Duration::ZERO);
         loop {
             let due = self.sandboxes().agenda.next();
             let next = [due, sync].into_iter().flatten().min();
@@ -47,7 +49,9 @@ impl PodVerifier {
                 Some(number) = next_event(&mut events) => {
                     self.guarded(number, Layer::Event, || self.take_events(number));
                 }
-                () = self.changed.notified() => sync = sync.or(Some(self.now() + TOGETHER)),
+                () = self.changed.notified() => {
+                    sync = sync.or(Some(self.now().max(synchronized + TOGETHER)));
+                }
                 () = self.hurried.notified() => {}
                 Some(done) = tasks.join_next_with_id() => {
                     let id = done.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
@@ -58,8 +62,8 @@ impl PodVerifier {
                 () = tokio::time::sleep_until(until) => {}
             }
             if sync.is_some_and(|at| at <= self.now()) {
-                sync = None;
                 self.synchronize_guarded();
+                (sync, synchronized) = (None, self.now());
             }
             let due = self.sandboxes().agenda.take_due(self.now());
             for number in due {
@@ -227,7 +231,8 @@ impl PodVerifier {
         let now = self.now();
         sandboxes.change(number, |entry| {
             if entry.mode.is_at_work(&entry.pod.uid) {
-                entry.put_off(now + AT_WORK);
+                let pause = if entry.known.seen == LastLook::Nothing { AT_FIRST_WORK } else { AT_WORK };
+                entry.put_off(now + pause);
                 return None;
             }
             let is_tick = entry.tick <= now;
