@@ -123,9 +123,10 @@ fn without_a_descriptor_the_message_says_what_to_do() {
     assert!(scene.pod.is_clean().unwrap());
     // Where the path is seen it is enough.
     agent.kill().unwrap();
-    let _agent = scene.mesh.start().unwrap();
+    let agent = scene.mesh.start().unwrap();
     let _ztunnel = scene.mesh.ztunnel().unwrap();
-    assert_eq!(scene.announce(&[]).status, 200);
+    let reply = scene.announce(&[]);
+    assert_eq!(reply.status, 200, "{} {}", reply.body, agent.log().text());
     assert!(scene.pod.has_rules().unwrap());
 }
 

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -126,12 +127,15 @@ impl Mesh {
         self.agent().ready()
     }
 
-    /// A ztunnel that does what it should.
+    /// A ztunnel that does what it should. An agent that is ready knows it by then: until it does, it refuses pods.
     ///
     /// # Errors
     /// It cannot connect.
     pub fn ztunnel(&self) -> Result<Ztunnel> {
-        self.ztunnel_that(Script::default())
+        let ztunnel = self.ztunnel_that(Script::default())?;
+        // One that is not ready has nothing to tell yet.
+        let _ = ztunnel.wait_snapshot(Duration::from_secs(1));
+        Ok(ztunnel)
     }
 
     /// A ztunnel with a script of its own.
