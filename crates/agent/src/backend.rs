@@ -147,19 +147,20 @@ fn support() -> Option<Support> {
 
 /// `iptables` is the node's, where it can be seen.
 fn found(support: Support, iptables: Option<&Iptables>, asked: Option<bool>) -> Found {
-    let why = if support.tables { NO_NAT } else { NO_NFTABLES };
-    let iptables = iptables.map_or(Ok(()), |iptables| iptables.usable_with(support));
-    match (asked, support.redirect, iptables) {
-        (Some(true), false, _) => {
-            Found::Neither(format!("{why}, and NATIVE_NFTABLES=true allows nothing else"))
-        }
-        (Some(false), _, Err(error)) => {
-            Found::Neither(format!("{}, and NATIVE_NFTABLES=false allows nothing else", fault::chain(&error)))
-        }
-        (Some(false), _, Ok(())) => Found::Iptables("NATIVE_NFTABLES=false asks for it".to_owned()),
-        (_, true, _) => Found::Nftables,
-        (None, false, Ok(())) => Found::Iptables(why.to_owned()),
-        (None, false, Err(error)) => Found::Neither(format!("{why}, and {}", fault::chain(&error))),
+    if support.redirect && asked != Some(false) {
+        return Found::Nftables;
+    }
+    let why = match asked {
+        Some(false) => "NATIVE_NFTABLES=false asks for iptables",
+        _ if support.tables => NO_NAT,
+        _ => NO_NFTABLES,
+    };
+    if asked == Some(true) {
+        return Found::Neither(format!("{why}, and NATIVE_NFTABLES=true asks for it"));
+    }
+    match iptables.map_or(Ok(()), |iptables| iptables.usable_with(support)) {
+        Ok(()) => Found::Iptables(why.to_owned()),
+        Err(error) => Found::Neither(format!("{why}, and {}", fault::chain(&error))),
     }
 }
 
@@ -242,8 +243,11 @@ mod tests {
                 (Err(text), Err(part)) => assert!(text.contains(part), "{kernel:?}: {text}"),
                 (found, wanted) => panic!("{kernel:?} {variants:?}: {found:?} instead of {wanted:?}"),
             }
-            let Some(works) = sidecar else { continue };
             let by = |asked| found(kernel, Some(&iptables), asked);
+            let Some(works) = sidecar else {
+                assert_eq!([None, Some(true)].map(by), [Found::Nftables, Found::Nftables]);
+                continue;
+            };
             for asked in [None, Some(false)] {
                 assert_eq!(
                     matches!(by(asked), Found::Iptables(_)),

@@ -16,6 +16,9 @@ use super::{MAX_DIFFERENCES, VerificationTarget, VerifiedMode};
 /// After an event it is waited for so much quiet, so that a program that changes much is looked at once, and at most for so long.
 const QUIET: Duration = Duration::from_millis(50);
 const STORM: Duration = Duration::from_millis(500);
+/// A pod on which work is under way is looked at again after the first of these times, then after twice as long each time up to the other. The first is
+/// short, since nobody hears of changes in a new pod before it is looked at.
+const AT_WORK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
 
 /// Bytes of a difference in words that are kept.
 const LONGEST_DIFFERENCE: usize = 1024;
@@ -46,6 +49,8 @@ pub(super) struct VerifiedSandbox {
     relapses: BTreeMap<Drifted, Relapses>,
     /// Of what is done before it is quiet.
     pub(super) haste: Haste,
+    /// The next pause while work is under way.
+    work_pause: Duration,
     pub(super) known: Known,
 }
 
@@ -114,6 +119,7 @@ impl VerifiedSandbox {
             writer: None,
             relapses: BTreeMap::new(),
             haste: Haste::default(),
+            work_pause: AT_WORK.0,
             known: Known::default(),
         }
     }
@@ -133,6 +139,12 @@ impl VerifiedSandbox {
     /// Whether transactions of ours are told from those of others: programs that we start, for iptables, commit as others do.
     pub(super) fn tells_ours(&self) -> bool {
         self.target.plan.backend == Backend::Nftables && !self.known.drift.contains(&Drifted::OtherBackend)
+    }
+
+    /// It is not looked at while work is under way.
+    pub(super) fn put_off_for_work(&mut self, now: Duration) {
+        self.put_off(now + self.work_pause);
+        self.work_pause = longer(self.work_pause);
     }
 
     /// It is not looked at before then.
@@ -291,6 +303,10 @@ fn kind(difference: &Difference) -> Drifted {
     }
 }
 
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(AT_WORK.1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,5 +319,14 @@ mod tests {
         assert!((LONGEST_DIFFERENCE - 1..=LONGEST_DIFFERENCE).contains(&text.len()), "{}", text.len());
         let short = Difference::MissingTable { table: "t".into() };
         assert_eq!(in_words(&short), short.to_string());
+    }
+
+    #[test]
+    fn a_pod_at_work_is_asked_for_less_and_less() {
+        let pauses: Vec<u128> = std::iter::successors(Some(AT_WORK.0), |pause| Some(longer(*pause)))
+            .take(8)
+            .map(|pause| pause.as_millis())
+            .collect();
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 200, 200]);
     }
 }

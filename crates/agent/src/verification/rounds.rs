@@ -23,10 +23,6 @@ use metrics::Metrics;
 const TOGETHER: Duration = Duration::from_millis(20);
 /// So many new pods are looked at at once: until then nobody hears of changes there.
 const FEW: usize = 4;
-/// A pod on which work is under way is looked at again after this time.
-const AT_WORK: Duration = Duration::from_millis(200);
-/// The same of a pod that was never looked at: until then nobody hears of changes there.
-const AT_FIRST_WORK: Duration = Duration::from_millis(5);
 /// Descriptors that are left to the rest of the agent when namespaces are watched: connections, watches, and a namespace for each pod.
 const RESERVED: u64 = 512;
 /// Descriptors of a pod: its namespace, and at most three sockets.
@@ -231,8 +227,7 @@ impl PodVerifier {
         let now = self.now();
         sandboxes.change(number, |entry| {
             if entry.mode.is_at_work(&entry.pod.uid) {
-                let pause = if entry.known.seen == LastLook::Nothing { AT_FIRST_WORK } else { AT_WORK };
-                entry.put_off(now + pause);
+                entry.put_off_for_work(now);
                 return None;
             }
             let is_tick = entry.tick <= now;

@@ -59,6 +59,8 @@ type EventKey = (String, String);
 #[derive(Debug)]
 struct Told {
     draft: EventDraft,
+    /// What its message consists of.
+    said: Vec<String>,
     /// Name of the Event; absent until it is written.
     event: Option<String>,
     written: Instant,
@@ -107,13 +109,15 @@ impl EventDraft {
 impl Told {
     /// What happens now is told; with what was told a moment ago, which nobody may have read, as far as there is room.
     fn say(&mut self, mut draft: EventDraft, is_recent: bool) {
-        if self.draft.message.contains(&draft.message) {
+        if self.said.contains(&draft.message) {
             return;
         }
-        let both = format!("{}; {}", self.draft.message, draft.message);
-        if is_recent && both.len() <= MAX_MESSAGE {
-            draft.message = both;
+        let all = format!("{}; {}", self.draft.message, draft.message);
+        if !is_recent || all.len() > MAX_MESSAGE {
+            self.said.clear();
         }
+        self.said.push(draft.message);
+        draft.message = self.said.join("; ");
         (self.is_news, self.draft) = (true, draft);
     }
 }
@@ -141,7 +145,15 @@ impl EventBook {
             }
             None => {
                 self.make_room();
-                let told = Told { draft, event: None, written: now, count: 1, pending: true, is_news: false };
+                let told = Told {
+                    said: vec![draft.message.clone()],
+                    draft,
+                    event: None,
+                    written: now,
+                    count: 1,
+                    pending: true,
+                    is_news: false,
+                };
                 self.told.insert(key.clone(), told);
             }
         }
@@ -334,9 +346,27 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+        // What is a part of an older text is another one; what was said already, and is in the Event, is only counted.
+        played.take(100, draft("web", "CaptureDrift", "by ip"));
+        played.take(101, draft("web", "CaptureDrift", "by nft"));
+        played.take(102, draft("web", "CaptureDrift", "by ip"));
+        played.due(105);
+        let texts: Vec<&str> = played.writes[2..]
+            .iter()
+            .map(|(_, write)| match write {
+                EventWrite::Create(draft) | EventWrite::Update { draft, .. } => &*draft.message,
+            })
+            .collect();
+        assert_eq!(texts, ["by ip", "by ip; by nft"]);
+        // More than there is room for is the newest alone.
+        let long = "x".repeat(MAX_MESSAGE);
+        played.take(106, draft("web", "CaptureDrift", &long));
+        played.due(110);
+        assert!(matches!(&played.writes[4].1, EventWrite::Update { draft, .. } if draft.message == long));
+        played.writes.truncate(2);
         // Another reason or object is its own.
-        played.take(6, draft("web", "CaptureRestored", "x"));
-        played.take(6, draft("db", "CaptureDrift", "x"));
+        played.take(111, draft("web", "CaptureRestored", "x"));
+        played.take(111, draft("db", "CaptureDrift", "x"));
         assert_eq!(played.writes.len(), 4);
     }
 

@@ -87,11 +87,13 @@ fn a_node_where_neither_backend_works_is_not_ready_until_one_does() {
 fn a_node_without_the_backend_that_is_asked_for_is_not_ready() {
     let node = Node::new().unwrap();
     let dir = tempfile::tempdir().unwrap();
-    for asked in ["true", "false"] {
+    for (asked, why) in [
+        ("true", "the kernel has no nf_tables, and NATIVE_NFTABLES=true asks for it"),
+        ("false", "NATIVE_NFTABLES=false asks for iptables, and cannot find iptables-restore"),
+    ] {
         let wrapper = without_nftables(dir.path());
         let agent = node.agent().env("NATIVE_NFTABLES", asked).behind(&words(&wrapper)).start().unwrap();
-        let why = format!("NATIVE_NFTABLES={asked} allows nothing else");
-        agent.wait_unready(&["backend: no pod can get rules on this node: ", &why]).unwrap();
+        agent.wait_unready(&["backend: no pod can get rules on this node: ", why]).unwrap();
     }
 }
 
