@@ -191,13 +191,14 @@ impl Points {
         self.pod.settle(at, sight != NodeSight::Seen, index)
     }
 
-    /// See [`PolicyPoint::verify`]; `kept` are the addresses for [`PolicyPoint::resume`] where that is how it began.
+    /// See [`PolicyPoint::verify`]; `kept` are the addresses for [`PolicyPoint::resume`] where that is how it began. Whether something had to be
+    /// repaired at one of the points.
     pub(super) fn verify(
         &mut self,
         index: &PolicyIndex,
         look: PointLook,
         kept: Option<&BTreeSet<IpAddr>>,
-    ) -> Result<(), PointError> {
+    ) -> Result<bool, PointError> {
         let at_node = self.at_node();
         let has_repaired = match (kept, look) {
             (None, _) => self.node.verify(index, look)?,
@@ -212,10 +213,10 @@ impl Points {
         let of_node = self.entry.verify(look, self.untested.is_empty())? || has_repaired;
         let done =
             [(EnforcementPoint::Node, of_node), (EnforcementPoint::Pod, self.pod.verify(index, look)?)];
-        for (at, _) in done.into_iter().filter(|(_, has_repaired)| *has_repaired) {
+        for (at, _) in done.iter().filter(|(_, has_repaired)| *has_repaired) {
             let text = "rules of policies were not as they should be, and are again; something else on this node changes them";
             self.log.warn(text, &[("point", &at.name())]);
-            self.tell(PolicyNews::Repaired(at, look));
+            self.tell(PolicyNews::Repaired(*at, look));
         }
         self.untested.extend(self.entry.moved()?);
         if look == PointLook::Everything {
@@ -223,7 +224,7 @@ impl Points {
             self.untested.extend(unseen);
             self.untested.extend(self.entry.hidden_by_now()?);
         }
-        Ok(())
+        Ok(done.iter().any(|(_, has_repaired)| *has_repaired))
     }
 
     /// See [`PolicyPoint::apply`]. Whether all of it was done; what was not is in the log. `kept` as in [`Self::verify`].

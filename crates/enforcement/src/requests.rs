@@ -79,6 +79,7 @@ impl PolicyState {
         if remembers {
             self.remember_late();
         }
+        let look = if self.looks_again() { Some(PointLook::Everything) } else { look };
         let mut done = self.turn().and_then(|()| look.map_or(Ok(()), |look| self.verify(look)));
         match request {
             None => {}

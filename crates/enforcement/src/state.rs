@@ -75,6 +75,8 @@ pub(super) struct PolicyState {
     pub(super) stage: FollowStage,
     /// Whether a point has to adopt the index.
     behind: bool,
+    /// When all is looked at once more, after a repair.
+    look_again: Option<Instant>,
     /// Whether it was not known of some pods which tenant has their namespaces when a point did so last.
     has_unknown: bool,
     /// What rules log is known by.
@@ -125,6 +127,7 @@ impl PolicyState {
             remembered: None,
             stage: FollowStage::Lists,
             behind: true,
+            look_again: None,
             has_unknown: false,
             logged: LoggedClasses::default(),
             refused: BTreeMap::new(),
@@ -162,7 +165,7 @@ impl PolicyState {
 
     /// When there is something to do although nothing is told.
     pub(super) fn due(&self) -> Option<Instant> {
-        [self.services.due(), self.tenants.due()].into_iter().flatten().min()
+        [self.services.due(), self.tenants.due(), self.look_again].into_iter().flatten().min()
     }
 
     /// A pod is about to start: when this is done its rules are in force, and its neighbours on this node know its addresses.

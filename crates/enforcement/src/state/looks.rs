@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use cluster::news::ObjectKey;
 use kernel::pair::PodInterface;
@@ -13,6 +14,9 @@ use tokio::sync::watch;
 use super::super::point::{EnforcementPoint, PointError, PointLook};
 use super::super::sight::AttachedPod;
 use super::{FollowStage, PolicyState};
+
+/// Who removes rules may not be at the end of it, and nobody tells of ipsets: so long after a repair all of it is looked at once more.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A pod's network namespace, and its interface in the cluster's network.
 pub type PodNetwork = (Arc<Netns>, PodInterface);
@@ -29,7 +33,15 @@ impl PolicyState {
         let kept = self.remembered.as_ref().map(|remembered| remembered.addresses());
         let verified = self.points.verify(&self.index, look, kept);
         self.behind = verified.is_err();
-        verified
+        if verified? && look == PointLook::Disturbed {
+            self.look_again.get_or_insert(Instant::now() + LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// Whether it is time to look once more at all that was repaired; that counts.
+    pub(in super::super) fn looks_again(&mut self) -> bool {
+        self.look_again.take_if(|at| *at <= Instant::now()).is_some()
     }
 
     /// Tests whether the node sees the packets of a pod that starts, whose classes are in force at the node.

@@ -53,9 +53,9 @@ const FAULTS: &[FaultCase] = &[
         inject: kernel::no_nf_tables,
         check: "kernel.nf_tables",
         says: "the kernel has no nf_tables, and native_nftables asks for nf_tables only",
-        readyz: "",
+        readyz: "the kernel has no nf_tables, and NATIVE_NFTABLES=true asks for it",
         event: None,
-        besides: &["modules.needed"],
+        besides: &["installation.agent", "modules.needed"],
     },
     FaultCase {
         name: "iptables missing",

@@ -72,6 +72,9 @@ fn policies_are_in_force_put_right_adopted_and_taken_off_by_iptables() {
         if variant == "nft" {
             shell(&mesh, "nft flush ruleset; ipset flush; ipset destroy istio-np-ingress-v4 || true");
             wait_isolated(&mesh, variant, &both);
+            // The rules are back by the time that somebody empties the sets, which nobody tells.
+            shell(&mesh, "nft flush ruleset; sleep 0.3; ipset flush");
+            wait_isolated(&mesh, variant, &both);
             shell(&mesh, &theirs);
             shell(&mesh, "iptables-nft -t mangle -F ISTIO_NP_POSTROUTING");
             eventually("the chain is as it was", PATIENCE, || {
