@@ -154,6 +154,8 @@ impl Job {
         owners: &[Ruleset],
         origin: &Origin,
     ) -> Result<Vec<Difference>, kernel::Error> {
+        let beside = self.conf.policy_enforcement.then(policy::guard::no_rules);
+        let owners = (owners, beside.as_slice());
         let shadows = self.kernel().shadows(inside, record, owners, &origin.addresses, &self.ifname)?;
         for text in shadows.possible.iter().take(SHOWN) {
             self.log.warn(&format!("packets may escape capture: {}", cut(text)), &[]);

@@ -52,6 +52,7 @@ use std::time::{Duration, Instant};
 
 use cluster::{Cluster, Queue, Writer};
 use facts::PodRef;
+use ruleset::Ruleset;
 use telemetry::Scope;
 use tokio::sync::{Notify, RwLock};
 use tokio::task::JoinSet;
@@ -179,6 +180,8 @@ pub(crate) struct AmbientParts {
     pub(crate) verifier: Arc<PodVerifier>,
     /// Where records are kept.
     pub(crate) run_dir: PathBuf,
+    /// Whose rules of ours stand beside those of ambient mode.
+    pub(crate) beside: Vec<Ruleset>,
     pub(crate) facts: Arc<KeptFacts>,
 }
 
@@ -199,6 +202,7 @@ impl Ambient {
             backends,
             verifier,
             run_dir,
+            beside,
             facts,
         } = parts;
         let members = Arc::new(MeshMembers::default());
@@ -206,7 +210,7 @@ impl Ambient {
         let ztunnels = Ztunnels::new(members.clone(), move |event| ztunnel_event(&told, &counted, &event));
         let kept = Kept {
             records: Arc::new(Records::new(&run_dir)),
-            evidence: Arc::new(Evidence::new(&run_dir)),
+            evidence: Arc::new(Evidence::new(&run_dir, beside)),
             run_dir,
             facts,
         };

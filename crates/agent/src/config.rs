@@ -13,7 +13,7 @@ use cni::conflist::PluginEntry;
 use enforcement::PolicyConfig;
 use install::{InstallMode, InstallOptions, KubeconfigOptions};
 use kernel::Choice;
-use ruleset::Backend;
+use ruleset::{Backend, Ruleset};
 use serde_json::Map;
 
 use crate::ambient::config::AmbientConfig;
@@ -126,6 +126,11 @@ pub(crate) enum CleanupAtEnd {
 }
 
 impl AgentConfig {
+    /// Whose rules of ours stand beside those that capture: they are compared where policies are enforced, and removed where they are not.
+    pub(crate) fn owners_beside(&self) -> Vec<Ruleset> {
+        self.policy.iter().flat_map(|_| usage::owners()).collect()
+    }
+
     /// # Errors
     /// The first option that means nothing.
     pub(crate) fn new(options: &Options, env: Lookup<'_>) -> Result<Self, BadOption> {

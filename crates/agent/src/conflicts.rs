@@ -24,8 +24,8 @@ use kernel::watch::Fingerprint;
 use kernel::{Change, Kernel};
 use netns::{Inside, NetnsId};
 use options::agent::{BadOption, Options, Setting};
-use ruleset::Plan;
 use ruleset::listed::Lister;
+use ruleset::{Plan, Ruleset};
 use telemetry::Scope;
 
 use crate::events::Events;
@@ -56,6 +56,8 @@ pub(crate) struct ConflictParts {
     pub(crate) proc_root: PathBuf,
     /// Where it is kept how settings were before.
     pub(crate) run_dir: PathBuf,
+    /// Whose rules of ours stand beside those of a plan.
+    pub(crate) beside: Vec<Ruleset>,
     /// Unready while the node's namespace has a conflict of severity error.
     pub(crate) blocks_ready: Option<Arc<Health>>,
     pub(crate) events: Arc<Events>,
@@ -207,6 +209,7 @@ impl Conflicts {
         let subject = ObservedSubject {
             scope: if look.pod.is_some() { NetnsScope::Pod } else { NetnsScope::Node },
             plan: look.plan,
+            beside: &self.parts.beside,
             processes: processes.get(&look.inside.id()).unwrap_or(&none),
             proc_root: &self.parts.proc_root,
             proxy_mark: Some((ZTUNNEL_MARK, MARK_MASK)),

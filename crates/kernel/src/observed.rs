@@ -16,6 +16,7 @@ use std::path::Path;
 use conflicts::{LookedAt, NetnsScope, ObservedNetns, PlannedProxy};
 use netns::Inside;
 use ruleset::iptables::Names;
+use ruleset::listed::beside::{only_judges, take_out};
 use ruleset::listed::{ListedTable, Lister, attribute, planned};
 use ruleset::{Backend, Family, Plan, Ruleset, TableKind};
 
@@ -32,6 +33,8 @@ pub struct ObservedSubject<'a> {
     pub scope: NetnsScope,
     /// What is planned there.
     pub plan: &'a Plan,
+    /// Owners of rules of ours that stand beside the plan's ([`ruleset::listed::beside`]): they are left out.
+    pub beside: &'a [Ruleset],
     /// The processes in it; of the node's own there is no need to know them.
     pub processes: &'a PodProcesses,
     /// The node's `/proc`.
@@ -100,7 +103,7 @@ impl Kernel<'_> {
         not_looked_at: &mut Vec<String>,
     ) -> Result<Vec<ListedTable>, Error> {
         let plan = subject.plan;
-        let nft = self.nftables.others(inside, &plan.layers)?;
+        let mut nft = self.nftables.others(inside, &plan.layers)?;
         let has_legacy = match subject.rules {
             Some(rules) => rules.has_legacy(),
             None => !legacy_tables(inside)?.is_empty(),
@@ -109,6 +112,13 @@ impl Kernel<'_> {
             true => self.iptables.others(inside, &plan.layers)?,
             false => Listing::default(),
         };
+        let is_of_ours = match subject.scope {
+            NetnsScope::Pod => only_judges,
+            // Nobody but the node's own administrators can take names there.
+            NetnsScope::Node => |_: &_| true,
+        };
+        take_out(&mut nft.tables, subject.beside, is_of_ours);
+        take_out(&mut iptables.tables, subject.beside, is_of_ours);
         not_looked_at.extend([&nft.notes[..], &iptables.notes].concat());
         for table in &mut iptables.tables {
             table.age = match (table.lister, subject.older) {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use netns::Inside;
 use ruleset::listed::ListedTable;
+use ruleset::listed::beside::{only_judges, take_out};
 use ruleset::listed::shadow::{Scene, find};
 use ruleset::{Backend, Ruleset};
 
@@ -48,7 +49,8 @@ impl Kernel<'_> {
     }
 
     /// Looks for rules of others by which packets escape that the record's rules capture. Whether those are all there is what
-    /// [`Kernel::observe_record`] tells. `addresses` are the pod's own, `interface` is that by which it is reached.
+    /// [`Kernel::observe_record`] tells. `addresses` are the pod's own, `interface` is that by which it is reached. Rules of the owners `beside` are
+    /// nobody else's ([`ruleset::listed::beside`]).
     ///
     /// # Errors
     /// The kernel could not be asked.
@@ -56,15 +58,17 @@ impl Kernel<'_> {
         &self,
         inside: &Inside,
         record: &Record,
-        owners: &[Ruleset],
+        (owners, beside): (&[Ruleset], &[Ruleset]),
         addresses: &[IpAddr],
         interface: &str,
     ) -> Result<Shadows, Error> {
         let Some(plan) = self.tables(record, owners) else {
             return Ok(Shadows::default());
         };
-        let nft = self.nftables.others(inside, owners)?;
+        let mut nft = self.nftables.others(inside, owners)?;
         let mut iptables = self.iptables.others(inside, owners)?;
+        take_out(&mut nft.tables, beside, only_judges);
+        take_out(&mut iptables.tables, beside, only_judges);
         let mut shadows =
             Shadows { proven: Vec::new(), possible: [&nft.notes[..], &iptables.notes].concat() };
         for table in &mut iptables.tables {

@@ -16,7 +16,7 @@ use kernel::nft::Nftables;
 use kernel::observed::{ObservedSubject, PodProcesses, scan_processes};
 use kernel::{Choice, Kernel};
 use netns::NetnsId;
-use ruleset::{Backend, Plan};
+use ruleset::{Backend, Plan, Ruleset};
 use testkit::{Families, Pod, TestNetns};
 
 fn plan(backend: Backend) -> Plan {
@@ -40,12 +40,27 @@ fn observe_knowing(
     processes: &PodProcesses,
     older: Option<&[String]>,
 ) -> ObservedNetns {
+    observe_all(ns, plan, processes, (older, &[]))
+}
+
+/// `beside`: whose rules stand beside the plan's.
+fn observe_beside(ns: &TestNetns, plan: &Plan, beside: &[Ruleset]) -> ObservedNetns {
+    observe_all(ns, plan, &PodProcesses::default(), (None, beside))
+}
+
+fn observe_all(
+    ns: &TestNetns,
+    plan: &Plan,
+    processes: &PodProcesses,
+    (older, beside): (Option<&[String]>, &[Ruleset]),
+) -> ObservedNetns {
     let iptables = Iptables::new();
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let proxy_mark = Some((ZTUNNEL_MARK, MARK_MASK));
     let subject = ObservedSubject {
         scope: NetnsScope::Pod,
         plan,
+        beside,
         processes,
         proc_root: Path::new("/proc"),
         proxy_mark,
@@ -53,6 +68,10 @@ fn observe_knowing(
         rules: None,
     };
     ns.enter(|inside| kernel.observed(inside, &subject)).unwrap().unwrap()
+}
+
+fn ids(found: &[Conflict]) -> Vec<String> {
+    found.iter().map(|conflict| conflict.id.to_string()).collect()
 }
 
 fn id(ns: &TestNetns) -> NetnsId {
@@ -89,6 +108,42 @@ fn rules_of_others_in_our_chains_of_iptables_are_told_from_ours() {
     let output: Vec<bool> =
         nat.chain("OUTPUT").unwrap().rules.iter().map(|rule| rule.why.is_some()).collect();
     assert_eq!((nat.ours, output), (true, vec![false, true]), "{nat:?}");
+}
+
+/// Rules that isolate the pod are no conflict with those that capture it; what does more under their names is.
+#[test]
+fn rules_of_policies_beside_ours_are_nobody_elses() {
+    let isolated = facts::networkpolicy::Isolation { ingress: true, egress: true };
+    for backend in [Backend::Nftables, Backend::Iptables] {
+        let (ns, plan) = (TestNetns::new().unwrap(), plan(backend));
+        let admitted = policy::guard::Admitted::default();
+        let guard = policy::guard::plan_guard(isolated, admitted, backend);
+        let beside = [policy::guard::no_rules()];
+        let layers = plan.layers.iter().cloned().chain([guard]).collect();
+        load(&ns, &Plan { layers, ..plan.clone() });
+        let found = |beside: &[Ruleset]| {
+            let observed = observe_beside(&ns, &plan, beside);
+            (observed.has_rules_of_others(), ids(&conflicts(&observed, &plan)))
+        };
+        let (there, unknown) = found(&[]);
+        assert!(there, "{backend:?}");
+        // Chains of theirs in iptables look like istio-init's.
+        assert_eq!(unknown.contains(&"CF-P7".to_owned()), backend == Backend::Iptables, "{unknown:?}");
+        assert_eq!(found(&beside), (false, Vec::new()), "{backend:?}");
+        let more = match backend {
+            Backend::Nftables => {
+                "nft add chain inet istio-policy-mangle early '{ type nat hook output priority -101; }'
+                 nft add rule inet istio-policy-mangle early meta nfproto ipv4 tcp dport 80 redirect to :9999"
+            }
+            Backend::Iptables => {
+                "iptables-nft -t nat -N ISTIO_NP_EARLY
+                 iptables-nft -t nat -A ISTIO_NP_EARLY -p tcp --dport 80 -j REDIRECT --to-ports 9999
+                 iptables-nft -t nat -I OUTPUT -j ISTIO_NP_EARLY"
+            }
+        };
+        ns.run(Command::new("sh").args(["-ec", more])).unwrap();
+        assert!(found(&beside).0, "{backend:?}");
+    }
 }
 
 #[test]
@@ -303,6 +358,7 @@ fn a_pod_without_rules_of_others_costs_little() {
         let subject = ObservedSubject {
             scope: NetnsScope::Pod,
             plan: &plan,
+            beside: &[],
             processes: &none,
             proc_root,
             proxy_mark: None,

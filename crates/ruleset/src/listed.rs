@@ -4,6 +4,7 @@
 //! packet that lies in ranges of numbers, or it could not be read. What could not be read may hold for a packet or not, and nothing is
 //! concluded from it. [`shadow`] tells what such rules do to the packets that a plan captures.
 
+pub mod beside;
 mod iptables;
 mod planned;
 pub mod samples;

@@ -24,6 +24,13 @@ pub use line::{LineRow, PodShare, SCHEMA, UsageLine};
 pub use plan::{USAGE_OWNER, USAGE_TABLE, UsageClass, UsagePlan};
 pub use reading::{Amount, CounterCount, PodReading};
 pub use report::{ReportFilter, ReportRow, UsageReport};
+use ruleset::Ruleset;
+
+/// Whose rules of ours stand beside those that capture: they enforce policies, and count the traffic of tenants' pods. A pod has none of the second, the
+/// node none of the last.
+pub fn owners() -> [Ruleset; 3] {
+    [policy::guard::no_rules(), policy::compile::no_iptables_answers(), UsagePlan::no_rules()]
+}
 
 /// Where in the agent's state directory usage is kept.
 pub const USAGE_DIR: &str = "usage";

@@ -433,6 +433,7 @@ fn observe(lab: &Lab, plan: &Plan) -> Result<ObservedNetns> {
     let subject = ObservedSubject {
         scope: NetnsScope::Pod,
         plan,
+        beside: &[],
         processes: &PodProcesses::default(),
         proc_root: Path::new("/proc"),
         proxy_mark: None,

@@ -87,6 +87,7 @@ fn conflicts(runs: usize, report: &mut Report) -> Result<()> {
         let subject = ObservedSubject {
             scope: NetnsScope::Pod,
             plan: &plan,
+            beside: &[],
             processes: &processes,
             proc_root: Path::new("/proc"),
             proxy_mark: Some((ZTUNNEL_MARK, MARK_MASK)),

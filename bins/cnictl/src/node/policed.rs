@@ -6,10 +6,8 @@ use kernel::Kernel;
 use kernel::iptables::Iptables;
 use kernel::nft::Nftables;
 use netns::{Inside, Netns, OpenCause};
-use policy::compile::no_iptables_answers;
-use policy::guard::no_rules;
-use ruleset::{Backend, Plan, Ruleset};
-use usage::UsagePlan;
+use ruleset::{Backend, Plan};
+use usage::owners;
 
 use super::host_side::{in_host, iptables_of_the_node};
 
@@ -37,11 +35,6 @@ pub(super) struct PolicyRecords<'a> {
 
 /// Names of what is there, or was; and what could not be looked at or removed.
 pub(super) type KernelNames = (Vec<String>, Vec<String>);
-
-/// Whose rules enforce policies, and count the traffic of tenants' pods. A pod has none of the second, the node none of the last.
-fn owners() -> [Ruleset; 3] {
-    [no_rules(), no_iptables_answers(), UsagePlan::no_rules()]
-}
 
 // === impl PolicedPlaces ===
 

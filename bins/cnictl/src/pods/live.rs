@@ -73,6 +73,7 @@ pub(super) fn read(
     let subject = ObservedSubject {
         scope: NetnsScope::Pod,
         plan,
+        beside: &[],
         processes: processes.0.get(&inside.id()).unwrap_or(&none),
         proc_root: &root,
         older: None,

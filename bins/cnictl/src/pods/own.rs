@@ -12,6 +12,7 @@ use facts::{Facts, PodRef};
 use kernel::sockets::Sockets;
 use netns::Inside;
 use netns::find::MissingNetns;
+use ruleset::listed::beside::{only_judges, take_out};
 use rundir::pods::{ConflictReport, PodReport};
 use verification::{UnverifiableReason, VerificationState};
 
@@ -219,7 +220,11 @@ fn compare(
         match differences.iter().any(is_elsewhere) {
             // What ours of the other variant do to a packet would be taken for what others do.
             true => Examined { not_looked_at: vec![ELSEWHERE.to_owned()], ..Examined::default() },
-            false => conflicts::examine(&observed, &captured.plan),
+            false => {
+                let mut others = observed.clone();
+                take_out(&mut others.tables, &usage::owners(), only_judges);
+                conflicts::examine(&others, &captured.plan)
+            }
         };
     let of_pod = |conflict| ConflictReport { pod: Some(pod.clone()), ..ConflictReport::from(conflict) };
     let conflicts: Vec<ConflictReport> = found.into_iter().map(of_pod).collect();

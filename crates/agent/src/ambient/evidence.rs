@@ -13,7 +13,7 @@ use applied::{AppliedRecord, Origin, RecordKey};
 use kernel::watch::Fingerprint;
 use kernel::{Change, Kernel, Record, Shadows};
 use netns::{Inside, NetnsId};
-use ruleset::Plan;
+use ruleset::{Plan, Ruleset};
 
 use super::members::{Member, MeshMembers};
 
@@ -21,6 +21,7 @@ use super::members::{Member, MeshMembers};
 #[derive(Debug)]
 pub(super) struct Evidence {
     run_dir: PathBuf,
+    beside: Vec<Ruleset>,
     /// What shadows our rules in a namespace, as it was told last.
     shadowed: Mutex<HashMap<NetnsId, Vec<String>>>,
     /// What the last look at a namespace was about that was complete.
@@ -81,8 +82,9 @@ impl RecordSubject {
 }
 
 impl Evidence {
-    pub(super) fn new(run_dir: &Path) -> Self {
-        Self { run_dir: run_dir.to_owned(), shadowed: Mutex::default(), known: Mutex::default() }
+    /// `beside`: owners of rules of ours beside those of ambient mode.
+    pub(super) fn new(run_dir: &Path, beside: Vec<Ruleset>) -> Self {
+        Self { run_dir: run_dir.to_owned(), beside, shadowed: Mutex::default(), known: Mutex::default() }
     }
 
     /// Whether the last look was about the same, so that another one would come to the same; the record is there as it was written.
@@ -122,7 +124,7 @@ impl Evidence {
             return seen;
         }
         let owners = [capture::ambient::no_rules()];
-        match kernel.shadows(inside, &record, &owners, &subject.addresses, INTERFACE) {
+        match kernel.shadows(inside, &record, (&owners, &self.beside), &subject.addresses, INTERFACE) {
             Ok(Shadows { proven, possible }) => {
                 let proven = proven.iter().map(|shadow| format!("packets escape capture: {shadow}"));
                 let possible = possible.iter().map(|text| format!("packets may escape capture: {text}"));

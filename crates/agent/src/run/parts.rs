@@ -55,6 +55,7 @@ impl SharedParts<'_> {
             resolution: self.config.conflict_resolution,
             proc_root: self.config.proc_root.clone(),
             run_dir: self.config.run_dir.clone(),
+            beside: self.config.owners_beside(),
             blocks_ready: self.config.conflicts_block_ready.then(|| self.health.clone()),
             events: self.events.clone(),
             metrics: self.metrics.clone(),
@@ -88,6 +89,7 @@ impl SharedParts<'_> {
             slots: self.slots.clone(),
             backends: Arc::new(Backends::new(|| config.ambient.iptables(), &config.run_dir)),
             verifier: verifier.clone(),
+            beside: self.config.owners_beside(),
             run_dir: config.run_dir.clone(),
             facts: self.facts.clone(),
         })

@@ -124,6 +124,7 @@ fn verifier(metrics: &Arc<Metrics>, journal: &Journal, dir: &Path) -> Arc<PodVer
         resolution: ConflictResolution::Off,
         proc_root: "/proc".into(),
         run_dir: dir.to_owned(),
+        beside: Vec::new(),
         blocks_ready: None,
         events: events.clone(),
         metrics: metrics.clone(),
