@@ -16,6 +16,8 @@ e2e_dir = $(target_dir)/e2e
 release_dir = $(target_dir)/release
 # All at once, tests too: what a part of them asks of a library would have it built a second time.
 e2e_build = cargo build --profile e2e --workspace --lib --bins --tests
+# More at once than there are processors: they wait more than they work.
+e2e_test = RUST_TEST_THREADS=$$(( $$(nproc) * 3 / 2 )) ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --profile e2e --workspace --no-fail-fast
 
 .PHONY: help setup build demo test lint bench conformance soak audit chart manifests reference sbom image
 
@@ -36,14 +38,14 @@ demo: ## a private node, pods, real connections: what is captured and what is no
 
 test: setup ## all tests but those of `make conformance` (as root)
 	$(e2e_build)
-	ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --profile e2e --workspace --no-fail-fast
+	$(e2e_test)
 	ISTIO_CNI_BIN_DIR="$(e2e_dir)" "$(e2e_dir)/demo"
 
 # The tests that are ignored in `make test`: what they compare with is not part of the repository. The browser that one of them needs is not installed:
 # CONTRIBUTING.md says how it is run.
 conformance: setup ## what is compared with the reference data, in both backends (as root)
 	$(e2e_build)
-	ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --profile e2e --workspace --lib --bins --tests --no-fail-fast -- --ignored --skip in_a_browser
+	$(e2e_test) --lib --bins --tests -- --ignored --skip in_a_browser
 
 soak: setup ## long runs, an hour for each part: SOAK_MINUTES=…, PART=fuzz
 	scripts/soak $(PART)
