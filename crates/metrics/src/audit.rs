@@ -18,7 +18,7 @@ pub(super) struct AuditMetrics {
 
 impl AuditMetrics {
     pub(super) fn new(make: &Register<'_>) -> Result<Self, prometheus::Error> {
-        Ok(Self {
+        let made = Self {
             events: make.counters(
                 "istio_cni_audit_events_total",
                 "Lines for the audit file, by type and verdict",
@@ -40,7 +40,12 @@ impl AuditMetrics {
                 &["seq", "hash_prefix"],
             )?,
             waiting: make.gauges("istio_cni_audit_queue_bytes", "Bytes that wait for the audit file", &[])?,
-        })
+        };
+        // Without a 0 before it, no alert would see the first loss.
+        for place in ["kernel", "agent", "disk"] {
+            made.lost.with_label_values(&[place]);
+        }
+        Ok(made)
     }
 }
 
