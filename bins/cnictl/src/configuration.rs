@@ -60,6 +60,26 @@ impl ConfigurationArgs {
         self.conf.as_deref()
     }
 
+    /// The conflist that is named, or the one by which runtimes of this node call the plugin.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) fn chain_conf(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.conf {
+            return Ok(path.clone());
+        }
+        let net_dir = self.places().net_dir;
+        let found = of_node(&net_dir)?.map(|(_, path)| path);
+        found.with_context(|| {
+            format!("{} has no configuration with the plugin; see cnictl status", net_dir.display())
+        })
+    }
+
+    /// The same with this conflist.
+    pub(crate) fn with_conf(&self, conf: &Path) -> Self {
+        Self { conf: Some(conf.to_owned()), net_dir: None, run_dir: self.run_dir.clone() }
+    }
+
     /// The node's directories.
     pub(crate) fn places(&self) -> NodePlaces {
         NodePlaces::of_this_machine(self.net_dir.clone(), self.run_dir.clone())

@@ -194,7 +194,7 @@ impl ChainArgs {
 }
 
 impl RunArgs {
-    fn load(&self, conf: &Path) -> Result<PluginChain> {
+    pub(super) fn load(&self, conf: &Path) -> Result<PluginChain> {
         PluginChain::new(Conflist::load(conf)?, &self.cni_path, self.timeout)
     }
 
@@ -203,6 +203,24 @@ impl RunArgs {
         let chain = self.load(conf)?;
         needs_1_1(&chain.conflist, "STATUS")?;
         self.answer(&ChainReport::new(&chain.conflist.name, None, chain.status()))
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The command line by which another process runs plugins in the same way.
+    pub(super) fn same(&self) -> [String; 4] {
+        let seconds = self.timeout.as_secs_f64().to_string();
+        ["--cni-path".to_owned(), self.cni_path.clone(), "--timeout".to_owned(), seconds]
+    }
+
+    /// As [`Self::answer`], always with time and memory.
+    pub(super) fn answer_timed(&self, report: &ChainReport) -> Result<VerbAnswer> {
+        if self.verbose {
+            eprint!("{}", printable(&report.logs()));
+        }
+        report.answer(self.output, true)
     }
 
     fn answer(&self, report: &ChainReport) -> Result<VerbAnswer> {

@@ -88,6 +88,14 @@ impl ChainReport {
         self
     }
 
+    /// Adds what went wrong besides the plugins.
+    pub(super) fn with_problem(mut self, problem: String) -> Self {
+        self.error = self.error.or_else(|| Some(problem.clone()));
+        self.problem = self.problem.or(Some(problem));
+        self.ok = false;
+        self
+    }
+
     pub(super) fn with_note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
         self

@@ -85,6 +85,13 @@ impl PluginChain {
         Ok(Self { conflist, plugins, path: path.to_owned(), timeout })
     }
 
+    /// Has our plugin take facts of pods from this directory.
+    pub(super) fn read_manifests(&mut self, dir: &Path) {
+        for (plugin, _) in self.plugins.iter_mut().filter(|(plugin, _)| plugin.kind == install::PLUGIN) {
+            plugin.conf.insert("pod_source".to_owned(), json!({"manifests": dir}));
+        }
+    }
+
     /// ADD, first to last; each gets the result of the one before. Ends with the first failure.
     pub(super) fn add(&self, attachment: &PodAttachment) -> ChainJournal {
         let mut journal = ChainJournal::default();

@@ -8,14 +8,14 @@ use testkit::TestNetns;
 use crate::{Files, Run, cni_path, row};
 
 /// A node: its namespace, its files, a pod's namespace.
-struct Node {
-    host: TestNetns,
+pub(crate) struct Node {
+    pub(crate) host: TestNetns,
     pod: TestNetns,
-    files: Files,
+    pub(crate) files: Files,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let node =
             Self { host: TestNetns::new().unwrap(), pod: TestNetns::new().unwrap(), files: Files::new() };
         for dir in ["manifests", "run", "leases"] {
@@ -49,7 +49,7 @@ impl Node {
     }
 
     /// Addresses that host-local has given away.
-    fn leases(&self) -> Vec<String> {
+    pub(crate) fn leases(&self) -> Vec<String> {
         let files = std::fs::read_dir(self.files.path("leases/net")).into_iter().flatten();
         let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.starts_with("10.88.")).collect()

@@ -24,6 +24,7 @@ mod policy;
 mod policy_ask;
 mod render;
 mod schema;
+mod selftest;
 mod status;
 mod tenants;
 mod terminal;
