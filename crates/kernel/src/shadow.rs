@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use netns::Inside;
 use ruleset::listed::ListedTable;
-use ruleset::listed::beside::{only_judges, take_out};
 use ruleset::listed::shadow::{Scene, find};
 use ruleset::{Backend, Ruleset};
 
@@ -49,8 +48,8 @@ impl Kernel<'_> {
     }
 
     /// Looks for rules of others by which packets escape that the record's rules capture. Whether those are all there is what
-    /// [`Kernel::observe_record`] tells. `addresses` are the pod's own, `interface` is that by which it is reached. Rules of the owners `beside` are
-    /// nobody else's ([`ruleset::listed::beside`]).
+    /// [`Kernel::observe_record`] tells. `addresses` are the pod's own, `interface` is that by which it is reached. `take_out` removes what is
+    /// ours beside the record's rules ([`ruleset::listed::beside`]).
     ///
     /// # Errors
     /// The kernel could not be asked.
@@ -58,17 +57,18 @@ impl Kernel<'_> {
         &self,
         inside: &Inside,
         record: &Record,
-        (owners, beside): (&[Ruleset], &[Ruleset]),
+        owners: &[Ruleset],
         addresses: &[IpAddr],
         interface: &str,
+        take_out: &dyn Fn(&mut Vec<ListedTable>),
     ) -> Result<Shadows, Error> {
         let Some(plan) = self.tables(record, owners) else {
             return Ok(Shadows::default());
         };
         let mut nft = self.nftables.others(inside, owners)?;
         let mut iptables = self.iptables.others(inside, owners)?;
-        take_out(&mut nft.tables, beside, only_judges);
-        take_out(&mut iptables.tables, beside, only_judges);
+        take_out(&mut nft.tables);
+        take_out(&mut iptables.tables);
         let mut shadows =
             Shadows { proven: Vec::new(), possible: [&nft.notes[..], &iptables.notes].concat() };
         for table in &mut iptables.tables {

@@ -39,7 +39,7 @@ impl Way {
         let record = kernel.record(plan).unwrap();
         let owners: Vec<_> =
             plan.layers.iter().map(|l| ruleset::Ruleset { tables: Vec::new(), ..l.clone() }).collect();
-        ns.enter(|inside| kernel.shadows(inside, &record, (&owners, &[]), &OWN, "eth0")).unwrap().unwrap()
+        ns.enter(|inside| kernel.shadows(inside, &record, &owners, &OWN, "eth0", &|_| ())).unwrap().unwrap()
     }
 }
 

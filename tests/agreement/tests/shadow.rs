@@ -220,7 +220,7 @@ fn look(lab: &Lab, plan: &Plan) -> Result<Shadows> {
     let kernel = Kernel { nftables: &Nftables, iptables: &iptables };
     let record = kernel.record(plan).ok_or_else(|| anyhow::anyhow!("no record"))?;
     let owners = agreement::lab::owners(&plan.layers);
-    Ok(lab.pod().enter(|inside| kernel.shadows(inside, &record, (&owners, &[]), &POD[..2], "eth0"))??)
+    Ok(lab.pod().enter(|inside| kernel.shadows(inside, &record, &owners, &POD[..2], "eth0", &|_| ()))??)
 }
 
 /// Tries every packet with and without the foreign rule; says what does not agree.

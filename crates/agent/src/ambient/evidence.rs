@@ -13,6 +13,8 @@ use applied::{AppliedRecord, Origin, RecordKey};
 use kernel::watch::Fingerprint;
 use kernel::{Change, Kernel, Record, Shadows};
 use netns::{Inside, NetnsId};
+use ruleset::listed::ListedTable;
+use ruleset::listed::beside::{only_judges, take_out};
 use ruleset::{Plan, Ruleset};
 
 use super::members::{Member, MeshMembers};
@@ -124,7 +126,8 @@ impl Evidence {
             return seen;
         }
         let owners = [capture::ambient::no_rules()];
-        match kernel.shadows(inside, &record, (&owners, &self.beside), &subject.addresses, INTERFACE) {
+        let take_out = |tables: &mut Vec<ListedTable>| take_out(tables, &self.beside, only_judges);
+        match kernel.shadows(inside, &record, &owners, &subject.addresses, INTERFACE, &take_out) {
             Ok(Shadows { proven, possible }) => {
                 let proven = proven.iter().map(|shadow| format!("packets escape capture: {shadow}"));
                 let possible = possible.iter().map(|text| format!("packets may escape capture: {text}"));
