@@ -58,9 +58,9 @@ impl Events {
         }
     }
 
-    /// Writes a notice about a pod, which is no warning. One that cannot be written is in the log only.
-    pub(crate) async fn tell(&self, pod: &PodRef, reason: &str, message: &str) {
-        self.write(pod, EventText { warning: false, reason, message, component: COMPONENT }).await;
+    /// Writes a notice about a pod, which is no warning. Whether that is done with, as of [`Self::warn`]; what it says is in the log, too.
+    pub(crate) async fn tell(&self, pod: &PodRef, reason: &str, message: &str) -> bool {
+        self.write(pod, EventText { warning: false, reason, message, component: COMPONENT }).await
     }
 
     /// Writes a warning about a pod. Whether that is done with: a refusal (no right, no such namespace) is final, and false says that the API

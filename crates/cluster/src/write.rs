@@ -2,6 +2,7 @@
 
 mod event;
 mod event_book;
+mod reasons;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::error::Error;
 pub use event::EventText;
 use event_book::EventBook;
 pub use event_book::EventLimits;
+pub use reasons::{EventReason, REASONS};
 
 /// Longest wait for one request. A pod that is being shut down has no more than some seconds.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);

@@ -187,3 +187,28 @@ fn promtool_takes_the_rules_and_their_tests_pass() {
         .collect();
     assert_none("each alert has a unit test that makes it fire", &untested);
 }
+
+#[test]
+fn every_event_that_is_listed_is_written_somewhere() {
+    let list = read("crates/cluster/src/write/reasons.rs");
+    let entries = list.lines().map(str::trim);
+    let reasons: Vec<&str> = entries
+        .filter_map(|line| line.strip_prefix("warning(\"").or_else(|| line.strip_prefix("normal(\"")))
+        .filter_map(|rest| rest.split('"').next())
+        .collect();
+    assert!(reasons.len() > 30, "{reasons:?}");
+    let mut code = String::new();
+    let mut folders = vec![root().join("crates/agent/src"), root().join("crates/intent/src")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                code += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let is_unused = |reason: &&&str| !code.contains(&format!("\"{reason}\""));
+    let unused: Vec<String> = reasons.iter().filter(is_unused).map(ToString::to_string).collect();
+    assert_none("the agent writes every Event that is listed", &unused);
+}

@@ -28,6 +28,7 @@ use metrics::Metrics;
 
 /// `reason` of Events about pods.
 const DENIED: &str = "NetworkPolicyDenied";
+const CROSS_TENANT: &str = "CrossTenantDenied";
 /// Pause between two batches. The kernel keeps what comes meanwhile.
 const BETWEEN_BATCHES: Duration = Duration::from_millis(20);
 /// How often counters are read of policies that deny without a log.
@@ -251,7 +252,10 @@ impl DenialReader {
         let Some(pod) = index.pod(&event.namespace, &event.name).map(|pod| pod.pod_ref()) else { return };
         drop(index);
         let events = self.parts.events.clone();
-        tokio::spawn(async move { events.warn(&pod, DENIED, &event.message).await });
+        tokio::spawn(async move {
+            let reason = if event.is_cross_tenant { CROSS_TENANT } else { DENIED };
+            events.warn(&pod, reason, &event.message).await
+        });
     }
 }
 

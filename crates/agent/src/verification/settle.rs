@@ -309,7 +309,11 @@ impl PodVerifier {
         }
         let (events, told, pod) = (self.parts.events.clone(), self.told.clone(), pod.clone());
         tokio::spawn(async move {
-            if !events.warn(&pod, reason, &text).await {
+            let is_done = match reason {
+                RESTORED => events.tell(&pod, reason, &text).await,
+                _ => events.warn(&pod, reason, &text).await,
+            };
+            if !is_done {
                 told.unsay(&pod.uid, reason, what);
             }
         });

@@ -13,7 +13,7 @@ use kube::core::params::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
 use super::event_book::{EventBook, EventDraft, EventWrite};
-use super::{LIMIT, MAX_ANSWER, Writer, segment};
+use super::{LIMIT, MAX_ANSWER, Writer, reasons, segment};
 use crate::error::Error;
 
 /// Longest name of an object (Kubernetes' DNS subdomain) and longest message of an Event (`validateV1EventSeries` and its neighbours in
@@ -89,6 +89,11 @@ impl Writer {
         about: Value,
         text: EventText<'_>,
     ) -> Result<(), Error> {
+        debug_assert!(
+            reasons::of(text.reason).is_some_and(|known| known.warning == text.warning
+                && known.about.iter().any(|kind| about["kind"] == *kind)),
+            "reasons.rs has no Event {text:?} about {about}"
+        );
         let draft = EventDraft {
             about,
             namespace: namespace.to_owned(),
@@ -181,7 +186,7 @@ impl Writer {
             "involvedObject": about,
             "type": if *warning { "Warning" } else { "Normal" },
             "reason": reason,
-            "action": action(reason),
+            "action": reasons::of(reason).map_or("Observe", |known| known.action),
             "message": message,
             "source": {"component": component, "host": self.node},
             "reportingComponent": CONTROLLER,
@@ -200,26 +205,6 @@ impl Writer {
     fn book(&self) -> MutexGuard<'_, EventBook> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What was done, or tried, when it happened.
-fn action(reason: &str) -> &'static str {
-    const ACTIONS: [(&str, &str); 12] = [
-        ("Started", "StartPod"),
-        ("CaptureIncomplete", "StartPod"),
-        ("AmbientEnrollment", "Enroll"),
-        ("AmbientRemoval", "Remove"),
-        ("CaptureRestored", "Repair"),
-        ("CaptureRepaired", "Repair"),
-        ("HostRulesRestored", "Repair"),
-        ("RepairImpossible", "Repair"),
-        ("DeleteBrokenPod", "Delete"),
-        ("LabelBrokenPod", "Label"),
-        ("Capture", "Verify"),
-        ("Node", "Taint"),
-    ];
-    let found = ACTIONS.into_iter().find(|(beginning, _)| reason.starts_with(beginning));
-    found.map_or("Observe", |(_, action)| action)
 }
 
 /// Whether the server may take it later: it did not answer, was asked too much, or was at fault itself.
@@ -268,18 +253,5 @@ mod tests {
         let now = Timestamp::from_millisecond(1_700_000_000_750).unwrap();
         assert_eq!(whole_seconds(now), "2023-11-14T22:13:20Z");
         assert_eq!(micros(now), "2023-11-14T22:13:20.750000Z");
-    }
-
-    #[test]
-    fn each_reason_has_an_action() {
-        for (reason, done) in [
-            ("StartedWithoutCapture", "StartPod"),
-            ("CaptureRestored", "Repair"),
-            ("CaptureDrift", "Verify"),
-            ("NodeReady", "Taint"),
-            ("NetworkPolicyDenied", "Observe"),
-        ] {
-            assert_eq!(action(reason), done);
-        }
     }
 }

@@ -11,7 +11,7 @@ use testkit::apiserver::{Fault, Resource};
 use crate::agent::{NODE, Setup};
 
 const TEXT: EventText<'_> =
-    EventText { warning: false, reason: "R", message: "m", component: "istio-cni-node" };
+    EventText { warning: false, reason: "CaptureUpdated", message: "m", component: "istio-cni-node" };
 
 fn web() -> PodRef {
     PodRef { namespace: "shop".into(), name: "web".into(), uid: String::new() }
@@ -119,10 +119,7 @@ async fn events_have_limits_and_repeats_make_a_series() {
         (&event["reportingComponent"], &event["reportingInstance"]),
         (&json!("istio-cni.io/agent"), &json!("istio-cni-node-x"))
     );
-    assert_eq!(
-        (&event["action"], &event["eventTime"].as_str().map(str::len)),
-        (&json!("Observe"), &Some(27))
-    );
+    assert_eq!((&event["action"], &event["eventTime"].as_str().map(str::len)), (&json!("Update"), &Some(27)));
     // Another text is told in the same Event, soon.
     writer.create_event(&web(), EventText { message: "n", ..TEXT }).await.unwrap();
     wait("the text", &|| {

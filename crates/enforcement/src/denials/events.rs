@@ -37,6 +37,8 @@ pub struct DenialEvent {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Whether a tenant denies it, and the other end is a pod that is not its own.
+    pub is_cross_tenant: bool,
     /// For people.
     pub message: String,
 }
@@ -82,9 +84,14 @@ impl DenialEvents {
         Some(DenialEvent {
             namespace: pod.namespace.clone(),
             name: pod.pod_name.clone(),
+            is_cross_tenant: by_tenant(record) && peer.kind == "pod" && pod.tenant != peer.tenant,
             message: format!("{message}; {times}"),
         })
     }
+}
+
+fn by_tenant(record: &DenialRecord) -> bool {
+    record.policy.kind == "NetworkTenant"
 }
 
 fn message(record: &DenialRecord, (_, _, peer, protocol, port): &Subject) -> String {
@@ -96,8 +103,9 @@ fn message(record: &DenialRecord, (_, _, peer, protocol, port): &Subject) -> Str
             format!("; rule {} of {} does not match by its {}", near.rule, near.policy, near.missed)
         });
     let near = near.unwrap_or_default();
+    let who = if by_tenant(record) { "Tenants" } else { "NetworkPolicies" };
     format!(
-        "NetworkPolicies deny {protocol} {word} {peer}{on}: no {} rule of {policies} allows it{near}",
+        "{who} deny {protocol} {word} {peer}{on}: no {} rule of {policies} allows it{near}",
         record.traffic_direction.to_ascii_lowercase()
     )
 }

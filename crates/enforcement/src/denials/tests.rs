@@ -183,6 +183,29 @@ fn an_event_is_of_a_pod_peer_and_port_and_few_are_written_in_a_minute() {
     assert!(due(80, 600).unwrap().ends_with("; 600 packets"));
     assert_eq!((1000..1100).filter(|port| due(*port, 700).is_some()).count(), 5);
     assert_eq!((1000..1100).filter(|port| due(*port, 800).is_some()).count(), 5);
+    let mut other = records(&batch(&[80], 0)).remove(0);
+    let ends = |record: &mut DenialRecord, tenants: [&str; 2]| {
+        let DeniedConnection { source, destination, .. } = &mut record.connection;
+        source.as_mut().unwrap().tenant = tenants[0].to_owned();
+        destination.as_mut().unwrap().tenant = tenants[1].to_owned();
+    };
+    for (kind, tenants, crosses) in [
+        ("NetworkTenant", ["red", "blue"], true),
+        ("NetworkTenant", ["", "blue"], true),
+        ("NetworkTenant", ["blue", "blue"], false),
+        ("NetworkPolicy", ["red", "blue"], false),
+    ] {
+        other.policy.kind = kind.to_owned();
+        ends(&mut other, tenants);
+        let event = DenialEvents::default().take(&other, start).unwrap();
+        assert_eq!(event.is_cross_tenant, crosses, "{kind} {tenants:?}");
+        assert_eq!(
+            event.message.starts_with("Tenants deny TCP"),
+            kind == "NetworkTenant",
+            "{}",
+            event.message
+        );
+    }
     let mut outside = records(&batch(&[80], 0)).remove(0);
     outside.connection.source = Some(DenialEnd { kind: "external".to_owned(), ..DenialEnd::default() });
     assert_eq!(DenialEvents::default().take(&outside, start), None);

@@ -178,6 +178,16 @@ fn tenants_as_they_change(by: &str) {
         ("ra", "fa", 53, false),
     ];
     town.wait_for("tenants are apart", &[inside.as_slice(), &apart].concat());
+    eventually("an Event tells of it", PATIENCE, || {
+        let events = town.mesh.node.api.events();
+        let is_told = events.iter().any(|event| {
+            let text = event["message"].as_str().unwrap_or_default();
+            event["reason"] == "CrossTenantDenied" && text.starts_with("Tenants deny ")
+        });
+        ensure!(is_told, "{events:?}");
+        Ok(())
+    })
+    .unwrap();
     // What the source's side allows is nothing without the other's consent.
     town.put(Resource::NetworkTenants, tenant("blue", 2, &blue(true)));
     std::thread::sleep(Duration::from_secs(1));
