@@ -9,6 +9,7 @@ mod html;
 mod node;
 mod pod;
 mod server;
+mod tenants;
 mod way;
 
 use std::io::IsTerminal as _;

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rundir::pods::{ConflictsReport, PodReport, PodsReport};
-use rundir::policy::PolicyStateReport;
+use rundir::policy::{PolicyStateReport, TenantStateReport};
 use rundir::recent::RecentReport;
 
 use super::chart::{self, class_of};
 use super::html::Html;
+use super::tenants;
 use crate::configuration::{AGENT_PATIENCE, ConfigurationArgs};
 use crate::node::{NodeSummary, summary};
 use crate::pods::{SelectArgs, Viewer, ago};
@@ -116,6 +117,9 @@ impl Known {
         let there = || self.conflicts.conflicts.iter().filter(|conflict| !conflict.gone);
         section(&mut html, "conflicts", "Conflicts", Some(there().count()), &self.conflicts());
         section(&mut html, "policies", "Network policies", None, &self.policies());
+        if let Some(tenants) = self.tenants() {
+            section(&mut html, "tenants", "Tenants", Some(tenants.len()), &tenants::table(tenants));
+        }
         section(&mut html, "node", "Installation", None, &self.installation());
         section(&mut html, "log", "The agent's log", None, &self.log());
         html.raw("</main><footer id=\"foot\">").text(&self.evidence);
@@ -149,8 +153,17 @@ impl Known {
         }
         html.raw(
             "<nav><a href=\"#hour\">Last hour</a><a href=\"#pods\">Pods</a><a href=\"#conflicts\">Conflicts</a>\
-             <a href=\"#policies\">Policies</a><a href=\"#node\">Installation</a><a href=\"#log\">Log</a></nav></header>",
+             <a href=\"#policies\">Policies</a>",
         );
+        if self.tenants().is_some() {
+            html.raw("<a href=\"#tenants\">Tenants</a>");
+        }
+        html.raw("<a href=\"#node\">Installation</a><a href=\"#log\">Log</a></nav></header>");
+    }
+
+    /// Where they are enforced.
+    fn tenants(&self) -> Option<&[TenantStateReport]> {
+        self.policies.as_ref()?.tenants.as_deref()
     }
 
     /// Those first that should be captured and are not known to be.

@@ -6,7 +6,7 @@ use rundir::pods::PodReport;
 
 use super::chart::class_of;
 use super::html::Html;
-use super::way;
+use super::{tenants, way};
 use crate::configuration::ConfigurationArgs;
 use crate::explain::{LiveExplanation, parse_packet};
 use crate::pods::{LookedPod, NodeProcesses, SelectArgs, Viewer, ago};
@@ -34,8 +34,9 @@ pub(super) fn html(configuration: &ConfigurationArgs, namespace: &str, name: &st
     html.raw("<main id=\"main\">");
     html.raw("<section id=\"way\"><h2>A packet's way</h2>");
     ways(&mut html, &looked);
-    html.raw("</section><section id=\"policies\"><h2>Network policies</h2>");
+    html.raw("</section><section id=\"policies\"><h2>Network policies and tenant</h2>");
     policies(&mut html, configuration, &looked.report);
+    tenants::of_pod(&mut html, configuration, namespace)?;
     html.raw("</section>");
     differences(&mut html, &looked);
     html.raw("<section id=\"rules\"><h2>Rules in its network namespace</h2>");

@@ -69,6 +69,13 @@ impl Page {
     }
 }
 
+/// What the pages of these paths say.
+pub(crate) fn bodies<const N: usize>(files: &Files, paths: [&str; N]) -> [String; N] {
+    let page = Page::start(files);
+    let cookie = page.open();
+    paths.map(|path| page.get(path, &cookie).body)
+}
+
 impl Drop for Page {
     fn drop(&mut self) {
         let _ = self.child.kill();

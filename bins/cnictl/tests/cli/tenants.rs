@@ -156,6 +156,15 @@ fn the_agent_tells_which_tenants_are_in_force() {
     assert_eq!(ask("tenants list --lagging -o name").ok(), "");
     ask("tenants lint").fails(1, &["2 findings"]);
     assert!(ask("tenants explain red").ok().contains("grant red-web/blue-may-come"));
+    let [node, pod] = crate::page::bodies(&machine.files, ["/", "/pod/red-web/web"]);
+    for part in [
+        "<a href=\"#tenants\">",
+        "<td>red</td><td><i class=\"ok\"></i>enforced</td>",
+        "is refused: tenant red has it",
+    ] {
+        assert!(node.contains(part), "{part} is not in {node}");
+    }
+    assert!(pod.contains("<dt>Tenant</dt><dd>red (enforce, in force)"), "{pod}");
     ask("policy diff -f @manifests/tenants.yaml")
         .fails(1, &["give all objects of the cluster with --manifests"]);
     let snapshot = machine.path("state/policies.snapshot");
