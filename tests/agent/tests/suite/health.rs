@@ -1,5 +1,6 @@
 //! The checks that the agent makes of its node again and again, by faults that are injected.
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -128,7 +129,17 @@ fn a_check_that_is_switched_off_is_not_made_and_counters_begin_at_0() {
         "istio_cni_operations_total{operation=\"add\",result=\"failed\"}",
         "istio_cni_uncaptured_pods_total{reason=\"no-plugin\"}",
         "istio_cni_health_checks_total{check=\"api\",result=\"timeout\"}",
+        "istio_cni_audit_events_lost_total{where=\"disk\"}",
     ] {
         assert_eq!(metrics.series.get(series), Some(&0.0), "{series}");
     }
+    // What is wrong with a name, a type or a help text, says the program that comes with Prometheus.
+    let scrape = testkit::http::get(agent.metrics_address(), "/metrics").unwrap().body;
+    let mut promtool = Command::new("promtool");
+    let promtool = promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut promtool = promtool.stderr(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut promtool.stdin.take().unwrap(), scrape.as_bytes()).unwrap();
+    let said = promtool.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+    assert!(said.status.success(), "{text}");
 }
