@@ -5,6 +5,7 @@
 
 mod chart;
 mod gate;
+mod host;
 mod html;
 mod node;
 mod pod;

@@ -158,7 +158,7 @@ impl Known {
         if self.tenants().is_some() {
             html.raw("<a href=\"#tenants\">Tenants</a>");
         }
-        html.raw("<a href=\"#node\">Installation</a><a href=\"#log\">Log</a></nav></header>");
+        html.raw("<a href=\"#node\">Installation</a><a href=\"#log\">Log</a><a href=\"/rules\">Rules</a></nav></header>");
     }
 
     /// Where they are enforced.

@@ -159,7 +159,7 @@ fn differences(html: &mut Html, looked: &LookedPod) {
 }
 
 /// All rules that are there, ours with their reasons.
-fn rules(html: &mut Html, tables: &[ListedTable]) {
+pub(super) fn rules(html: &mut Html, tables: &[ListedTable]) {
     let mut tables: Vec<&ListedTable> = tables.iter().filter(|table| !table.chains.is_empty()).collect();
     tables.sort_by_key(|table| !table.ours);
     if tables.is_empty() {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use super::gate::{BrowserSession, LiveGate, new_secret};
 use super::html::{Html, decode, document, message};
 use super::node::NodePage;
-use super::pod;
+use super::{host, pod};
 
 /// Connections at one time.
 const MAX_CONNECTIONS: usize = 16;
@@ -217,6 +217,7 @@ impl PageServer {
         let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
         match segments.as_slice() {
             [""] => Answer { main: self.node.html(), ..Answer::ok(self.node.title()) },
+            ["rules"] => self.host(),
             ["pod", namespace, name] => match (decode(namespace), decode(name)) {
                 (Some(namespace), Some(name)) => self.pod(&namespace, &name),
                 _ => Answer::not_found(),
@@ -225,13 +226,16 @@ impl PageServer {
         }
     }
 
+    fn host(&self) -> Answer {
+        let Some(_read) = self.pods.enter() else { return Answer::too_many() };
+        match host::html(&self.node.title()) {
+            Ok(main) => Answer { main, ..Answer::ok(self.node.title()) },
+            Err(error) => Answer::message("503 Service Unavailable", "Not known", &format!("{error:#}")),
+        }
+    }
+
     fn pod(&self, namespace: &str, name: &str) -> Answer {
-        let Some(_read) = self.pods.enter() else {
-            let text = "The kernel is read for two pods at once and five in a second at most. Ask again in a moment.";
-            let mut answer = Answer::message("429 Too Many Requests", "Too many at once", text);
-            answer.headers.push("Retry-After: 1".to_owned());
-            return answer;
-        };
+        let Some(_read) = self.pods.enter() else { return Answer::too_many() };
         match pod::html(self.node.configuration(), namespace, name) {
             Ok(Some(main)) => Answer { main, ..Answer::ok(format!("{namespace}/{name}")) },
             Ok(None) => {
@@ -253,11 +257,19 @@ impl Answer {
         Self { status, headers: Vec::new(), title: title.to_owned(), main: message(title, text) }
     }
 
+    fn too_many() -> Self {
+        let text =
+            "The kernel is read for two pages at once and five in a second at most. Ask again in a moment.";
+        let mut answer = Self::message("429 Too Many Requests", "Too many at once", text);
+        answer.headers.push("Retry-After: 1".to_owned());
+        answer
+    }
+
     fn not_found() -> Self {
         Self::message(
             "404 Not Found",
             "No such page",
-            "There is the node's page, at /, and one for each of its pods.",
+            "There is the node's page, at /, that of its rules, at /rules, and one for each of its pods.",
         )
     }
 }

@@ -202,6 +202,33 @@ fn the_page_says_what_is_known_and_markup_of_others_is_text() {
     }
 }
 
+#[test]
+fn the_nodes_rules_and_sets_are_shown_as_the_kernel_has_them() {
+    let host = testkit::TestNetns::new().unwrap();
+    let set = capture::ambient::PROBES_V4;
+    host.nft(&format!(
+        "table inet istio-ambient-nat {{ set {set} {{ type ipv4_addr; elements = {{ 10.0.0.5 comment \"uid-<5>\" }}; }}; }}\n\
+         table ip other {{ chain out {{ type filter hook output priority 5; tcp dport 443 counter drop comment \"<b>mine</b>\"; }}; }}"
+    ))
+    .unwrap();
+    let (machine, _agent) = node();
+    let (page, rules) = host
+        .enter(|_| {
+            let page = Page::start(&machine.files);
+            let cookie = page.open();
+            let node = page.get("/", &cookie).body;
+            assert!(node.contains("<a href=\"/rules\">"), "{node}");
+            let rules = page.get("/rules", &cookie);
+            (page, rules)
+        })
+        .unwrap();
+    for part in ["10.0.0.5</td><td>uid-&lt;5&gt;", "<b>ip other</b> out", "443", " · of others"] {
+        assert!(rules.body.contains(part), "{part} is not in {}", rules.body);
+    }
+    assert!(rules.status == 200 && !rules.body.contains("<b>mine"), "{}", rules.body);
+    drop(page);
+}
+
 /// Two pods that are captured, one of which somebody has changed.
 fn fleet() -> Fleet {
     let mut fleet = Fleet::new();
