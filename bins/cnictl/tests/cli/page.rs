@@ -333,6 +333,7 @@ fn in_a_browser_nothing_breaks_the_policy_and_nothing_is_asked_of_others() {
         ("node-dark", of_node, "/", "1200,1500", &["--blink-settings=preferredColorScheme=0"]),
         ("node-narrow", of_node, "/", "400,1800", &[]),
         ("node-without-script", plain, "/", "1200,1500", &[]),
+        ("rules-light", of_node, "/rules", "1200,1500", &[]),
         ("fleet-light", of_pods, "/", "1200,1000", &[]),
         ("pod-light", of_pods, "/pod/shop/web", "1200,2600", &[]),
         ("pod-dark", of_pods, "/pod/shop/cut", "1200,2000", &["--blink-settings=preferredColorScheme=0"]),
