@@ -15,7 +15,7 @@ use cluster::{ObjectSelection, Objects, Peers, Shared, Wanted};
 use facts::object::METADATA_NAME;
 use facts::tenant::GrantTarget;
 use facts::{Namespace, NetworkTenant, NodeAddresses, TenantGrant};
-use policy::tenancy::{TENANT_LABEL, TenantMembership, tenant_name, tenant_section};
+use policy::tenancy::{NamespaceClaim, TENANT_LABEL, TenantMembership, tenant_name, tenant_section};
 use policy::{PolicyName, PolicyTerms};
 use tokio::sync::watch;
 
@@ -40,6 +40,8 @@ pub(super) struct TenantStores {
 #[derive(Debug, Default)]
 pub(super) struct TenantState {
     pub(super) membership: TenantMembership,
+    /// What tenants claim, of those that were asked for since the membership changed: a selector is compared with all namespaces.
+    claims: BTreeMap<Box<str>, Arc<[NamespaceClaim]>>,
     /// Tenants that have changed and that nothing was made of yet.
     waiting: BTreeSet<Box<str>>,
     /// Whether sections are to be made anew, at once or in their time.
@@ -124,6 +126,16 @@ impl TenantState {
         Some(Arc::new(Namespace { labels: self.membership.labels(name).unwrap_or_else(own) }))
     }
 
+    /// What became of each claim of a tenant.
+    pub(super) fn claims(&mut self, tenant: &str) -> Arc<[NamespaceClaim]> {
+        let Self { membership, claims, .. } = self;
+        let find = || membership.claims(tenant).into();
+        claims
+            .get(tenant)
+            .cloned()
+            .unwrap_or_else(|| claims.entry(tenant.into()).or_insert_with(find).clone())
+    }
+
     fn stales(&mut self, urgency: Urgency) {
         self.is_stale = self.is_stale.max(Some(urgency));
     }
@@ -190,6 +202,7 @@ impl PolicyState {
         let Some(stores) = &sources.tenants else { return self.move_namespaces(namespaces) };
         for name in &namespaces {
             let labels = sources.cluster.index().namespace(name).map(|namespace| namespace.labels.clone());
+            self.tenants.claims.clear();
             if self.tenants.membership.namespace(name, labels) {
                 self.tenants.stales(Urgency::AtOnce);
             }
@@ -202,6 +215,7 @@ impl PolicyState {
                 if tenant.is_none() {
                     gone.push(name.clone());
                 }
+                self.tenants.claims.clear();
                 namespaces.extend(self.tenants.membership.tenant(&name, tenant.as_deref()));
             }
             if self.tenants.is_due() {

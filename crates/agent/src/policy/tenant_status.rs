@@ -163,7 +163,7 @@ mod tests {
             generation: 3,
             in_force: Some(3),
             enforcement: TenantEnforcement::Enforce,
-            claims,
+            claims: claims.into(),
             services,
             pods: 7,
             faults: TenantFaults::default(),

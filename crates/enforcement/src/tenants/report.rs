@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use facts::tenant::{TenantEnforcement, TenantFaults, TenantService};
 use facts::{NetworkTenant, Selector};
@@ -32,7 +33,7 @@ pub struct TenantReport {
     /// What becomes of what it denies.
     pub enforcement: TenantEnforcement,
     /// What became of the namespaces that it claims.
-    pub claims: Vec<NamespaceClaim>,
+    pub claims: Arc<[NamespaceClaim]>,
     /// Services of others.
     pub services: Vec<ReachedService>,
     /// Its pods in the cluster.
@@ -75,27 +76,47 @@ pub struct TenantStanding {
 
 impl PolicyState {
     /// All tenants; nothing before everything was listed.
-    pub(crate) fn tenant_overview(&self) -> Option<TenantOverview> {
-        let stores = self.sources.tenants.as_ref()?;
+    pub(crate) fn tenant_overview(&mut self) -> Option<TenantOverview> {
+        let sources = self.sources.clone();
+        let stores = sources.tenants.as_ref()?;
         if self.stage == FollowStage::Lists || !stores.is_listed() {
             return None;
         }
-        let tenants = stores.tenants.read();
-        let tenants = tenants.iter().map(|(_, _, tenant)| self.report(stores, tenant)).collect();
-        Some(TenantOverview { tenants, nodes: stores.nodes.read().len() })
+        let tenants: Vec<_> = stores.tenants.read().iter().map(|(_, _, tenant)| tenant.clone()).collect();
+        let claims: Vec<_> = tenants.iter().map(|tenant| self.tenants.claims(&tenant.name)).collect();
+        let pods = self.pods_by_tenant();
+        let report = |(tenant, claims): (&Arc<NetworkTenant>, _)| {
+            let pods = pods.get(&*tenant.name).copied().unwrap_or_default();
+            self.report(stores, tenant, claims, pods)
+        };
+        let reports = tenants.iter().zip(claims).map(report).collect();
+        Some(TenantOverview { tenants: reports, nodes: stores.nodes.read().len() })
     }
 
-    fn report(&self, stores: &TenantStores, tenant: &NetworkTenant) -> TenantReport {
+    /// How many pods of the cluster are a tenant's.
+    fn pods_by_tenant(&self) -> BTreeMap<&str, usize> {
         let peers = self.sources.peers.read();
         let world = world(&peers, &self.local, &self.namespaces);
-        let owned = self.tenants.membership.owners().filter(|(_, owner)| **owner == *tenant.name);
-        let pods = owned.map(|(namespace, _)| world.pods_in(namespace, &Selector::default()).count()).sum();
+        let mut found = BTreeMap::new();
+        for (namespace, owner) in self.tenants.membership.owners() {
+            *found.entry(owner).or_default() += world.pods_in(namespace, &Selector::default()).count();
+        }
+        found
+    }
+
+    fn report(
+        &self,
+        stores: &TenantStores,
+        tenant: &NetworkTenant,
+        claims: Arc<[NamespaceClaim]>,
+        pods: usize,
+    ) -> TenantReport {
         TenantReport {
             name: tenant.name.clone(),
             generation: tenant.generation,
             in_force: self.tenants.made.get(&tenant.name).copied(),
             enforcement: tenant.enforcement,
-            claims: self.tenants.membership.claims(&tenant.name),
+            claims,
             services: tenant.services.iter().map(|service| self.reached(stores, tenant, service)).collect(),
             pods,
             faults: tenant.faults.clone(),

@@ -146,7 +146,8 @@ impl TenantMembership {
     /// What became of each claim of a tenant, in the order of the namespaces.
     pub fn claims(&self, tenant: &str) -> Vec<NamespaceClaim> {
         let Some(claims) = self.claims.get(tenant) else { return Vec::new() };
-        let selected = self.namespaces.iter().filter(|(_, labels)| selects(claims, labels));
+        let all = claims.selector.iter().flat_map(|_| &self.namespaces);
+        let selected = all.filter(|(_, labels)| selects(claims, labels));
         let claimed: BTreeSet<&Box<str>> =
             claims.named.iter().chain(selected.map(|(namespace, _)| namespace)).collect();
         let state = |namespace: &str| match self.owner(namespace) {
