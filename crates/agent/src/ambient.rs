@@ -260,6 +260,8 @@ impl Ambient {
         });
         let verifier = self.pods.verifier.clone();
         self.pods.members.on_change(move || verifier.changed());
+        let verifier = self.pods.verifier.clone();
+        self.pods.members.on_turn_end(move |uid| verifier.work_ended(uid));
         self.tell_overdue();
         let weak = Arc::downgrade(self);
         self.metrics.before_reading(move || {

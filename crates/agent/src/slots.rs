@@ -32,6 +32,8 @@ pub(crate) enum Task {
     Confirm,
     /// Rules of ours come, or are put right.
     Program,
+    /// Rules of ours make way for those of others: in one transaction, and beside whatever else is under way.
+    MakeWay,
     /// Rules of ours go.
     Clear,
     /// What is open is looked at, or ended.
@@ -71,7 +73,7 @@ type Told = Box<dyn Fn(&PodRef, bool) + Send + Sync>;
 
 /// All of them.
 pub(crate) struct Slots {
-    /// By uid.
+    /// By [`slot_of`].
     taken: Mutex<HashMap<String, Slot>>,
     changed: Notify,
     looking: Semaphore,
@@ -91,7 +93,7 @@ struct Slot {
 /// A slot that is taken. It goes with the thread.
 struct Guard {
     slots: Arc<Slots>,
-    uid: String,
+    id: String,
 }
 
 // === impl Task ===
@@ -100,7 +102,7 @@ impl std::fmt::Display for Task {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Verify | Self::Confirm => "the verification of its rules",
-            Self::Program => "the programming of its rules",
+            Self::Program | Self::MakeWay => "the programming of its rules",
             Self::Clear => "the removal of its rules",
             Self::Connections => "the look at its connections",
             Self::Identify => "the look at its addresses",
@@ -156,7 +158,7 @@ impl Slots {
             Task::Verify => &self.looking,
             // Where much has to be put right, that comes first.
             Task::Confirm => &self.confirming,
-            Task::Program | Task::Clear | Task::Connections | Task::Identify => &self.working,
+            Task::Program | Task::MakeWay | Task::Clear | Task::Connections | Task::Identify => &self.working,
         };
         // Never closed.
         let permit = class.acquire().await.ok();
@@ -225,17 +227,18 @@ impl Slots {
     }
 
     async fn take(self: &Arc<Self>, key: &PodRef, task: Task) -> Result<Guard, UnfinishedAct> {
+        let id = slot_of(key, task);
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let left = {
                 let mut taken = self.taken();
-                match taken.get(&key.uid) {
+                match taken.get(&id) {
                     None => {
                         crowded(&taken, key)?;
-                        taken.insert(key.uid.clone(), Slot { key: key.clone(), task, began: None });
-                        return Ok(Guard { slots: self.clone(), uid: key.uid.clone() });
+                        taken.insert(id.clone(), Slot { key: key.clone(), task, began: None });
+                        return Ok(Guard { slots: self.clone(), id });
                     }
                     Some(slot) if slot.is_overdue() => {
                         return Err(UnfinishedAct::Overdue { task: slot.task });
@@ -258,6 +261,14 @@ impl Slots {
     }
 }
 
+/// Which acts exclude each other: all in a pod's namespace, by its uid, but those that make way.
+fn slot_of(key: &PodRef, task: Task) -> String {
+    match task {
+        Task::MakeWay => format!("{}/way", key.uid),
+        _ => key.uid.clone(),
+    }
+}
+
 /// Whether there is no room for one more that may hang.
 fn crowded(taken: &HashMap<String, Slot>, key: &PodRef) -> Result<(), UnfinishedAct> {
     let overdue = || taken.values().filter(|slot| slot.is_overdue());
@@ -275,7 +286,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Guard {
     fn begin(&self) -> Instant {
         let now = Instant::now();
-        if let Some(slot) = self.slots.taken().get_mut(&self.uid) {
+        if let Some(slot) = self.slots.taken().get_mut(&self.id) {
             slot.began = Some(now);
         }
         now
@@ -284,7 +295,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        let slot = self.slots.taken().remove(&self.uid);
+        let slot = self.slots.taken().remove(&self.id);
         if let Some(slot) = slot.filter(Slot::is_overdue) {
             self.slots.tell(&slot.key, false);
         }

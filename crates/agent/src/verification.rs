@@ -8,6 +8,7 @@ mod config;
 mod culprit;
 mod defect;
 mod entry;
+mod haste;
 mod identity;
 mod look;
 mod policy;

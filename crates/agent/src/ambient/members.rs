@@ -2,6 +2,7 @@
 
 mod kept;
 mod state;
+mod turn;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,13 +15,14 @@ use facts::{Object, PodRef};
 use intent::{Have, Look, Observation, RedirectionMark, Rules, Ztunnel};
 use netns::Netns;
 use netns::find::WantedPod;
-use tokio::sync::OwnedMutexGuard;
 use zds::{Entry, Workload};
 
 use super::config::AmbientConfig;
 use super::desired::{self, REDIRECTION};
 use crate::verification::FoundBy;
 pub(crate) use state::MemberState;
+pub(crate) use turn::Turn;
+use turn::TurnEnded;
 
 /// A pod that has, or had, something of ours.
 #[derive(Debug, Clone)]
@@ -87,13 +89,9 @@ type Changed = Box<dyn Fn() + Send + Sync>;
 pub(crate) struct MeshMembers {
     unsettled: OnceLock<Unsettled>,
     changed: OnceLock<Changed>,
+    turn_ended: OnceLock<TurnEnded>,
     members: Mutex<HashMap<String, Member>>,
     turns: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-/// The right to work on a pod: the plugin's event and the queue may want to at once.
-pub(crate) struct Turn {
-    _guard: OwnedMutexGuard<()>,
 }
 
 // === impl Member ===
@@ -274,6 +272,11 @@ impl MeshMembers {
         let _ = self.changed.set(Box::new(told));
     }
 
+    /// `told` hears of each pod on which nobody works any more, by its uid. It must not wait.
+    pub(crate) fn on_turn_end(&self, told: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.turn_ended.set(Arc::new(told));
+    }
+
     /// Notes a pod that is not known yet.
     pub(crate) fn insert(&self, mut member: Member) {
         member.settle();
@@ -346,7 +349,7 @@ impl MeshMembers {
             turns.retain(|_, lock| Arc::strong_count(lock) > 1);
             turns.entry(uid.to_owned()).or_default().clone()
         };
-        Turn { _guard: lock.lock_owned().await }
+        Turn::new(lock.lock_owned().await, uid, self.turn_ended.get().cloned())
     }
 
     /// Whether somebody works on the pod.

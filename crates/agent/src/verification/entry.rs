@@ -19,6 +19,8 @@ const STORM: Duration = Duration::from_millis(500);
 /// A pod on which work is under way is looked at again after the first of these times, then after twice as long each time up to the other. The first is
 /// short, since nobody hears of changes in a new pod before it is looked at.
 const AT_WORK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+/// How often something is done during one look without knowing what has changed: for a tenth of a second and more.
+const MEANWHILE: usize = 50;
 
 /// Bytes of a difference in words that are kept.
 const LONGEST_DIFFERENCE: usize = 1024;
@@ -49,9 +51,18 @@ pub(super) struct VerifiedSandbox {
     relapses: BTreeMap<Drifted, Relapses>,
     /// Of what is done before it is quiet.
     pub(super) haste: Haste,
+    pub(super) meanwhile: Meanwhile,
     /// The next pause while work is under way.
     work_pause: Duration,
     pub(super) known: Known,
+}
+
+/// What is done at once during a look, without knowing what has changed.
+#[derive(Debug, Default)]
+pub(super) struct Meanwhile {
+    /// One is about to be done.
+    pub(super) waits: bool,
+    done: usize,
 }
 
 /// What people may know of it.
@@ -119,6 +130,7 @@ impl VerifiedSandbox {
             writer: None,
             relapses: BTreeMap::new(),
             haste: Haste::default(),
+            meanwhile: Meanwhile::default(),
             work_pause: AT_WORK.0,
             known: Known::default(),
         }
@@ -145,6 +157,29 @@ impl VerifiedSandbox {
     pub(super) fn put_off_for_work(&mut self, now: Duration) {
         self.put_off(now + self.work_pause);
         self.work_pause = longer(self.work_pause);
+    }
+
+    /// Something was told while the sockets are used; whether something is to be done in a moment.
+    pub(super) fn acts_meanwhile(&mut self) -> bool {
+        let acts = !self.meanwhile.waits && self.meanwhile.done < MEANWHILE;
+        if acts {
+            self.meanwhile = Meanwhile { waits: true, done: self.meanwhile.done + 1 };
+        }
+        acts
+    }
+
+    /// Changes are not heard of, and are to be.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.watched && self.kept.try_lock().is_ok_and(|kept| kept.is_none())
+    }
+
+    /// No work is under way any more; whether it is looked at earlier therefore.
+    pub(super) fn work_ended(&mut self, now: Duration) -> bool {
+        let was_put_off = self.work_pause != AT_WORK.0;
+        if was_put_off {
+            (self.tick, self.work_pause) = (now, AT_WORK.0);
+        }
+        was_put_off
     }
 
     /// It is not looked at before then.

@@ -22,15 +22,18 @@ pub(super) struct LookResult {
     pub(super) comparison: Comparison,
     /// Ports on which nobody listens; nothing where that was not asked.
     pub(super) missing_listeners: Option<Vec<u16>>,
-    /// The sockets were opened just now.
-    pub(super) opened: bool,
 }
 
 /// What is looked at inside of a namespace that is as planned, given what its rules were then, where the kernel tells.
 type Inspect<'a> = dyn Fn(&Inside, Option<&Fingerprint>) -> Result<(), kernel::Error> + Sync + 'a;
 
+/// What is done inside as soon as sockets are open that tell what changes.
+type Opened<'a> = dyn Fn(&Inside, &KeptSockets) + Sync + 'a;
+
 /// What is asked of the pod's mode, inside.
 pub(super) struct ModeLook<'a> {
+    /// What is done before anything is compared: that takes long where programs are started.
+    pub(super) opened: &'a Opened<'a>,
     /// Whether it is of no use to compare; nothing where that cannot be new.
     pub(super) is_superseded: Option<&'a (dyn Fn(&Inside) -> bool + Sync)>,
     pub(super) inspect: &'a Inspect<'a>,
@@ -44,8 +47,7 @@ struct Looker<'a> {
     kernel: Kernel<'a>,
     target: &'a VerificationTarget,
     kept: &'a mut Option<KeptSockets>,
-    /// The sockets were opened just now.
-    opened: bool,
+    opened: &'a Opened<'a>,
 }
 
 /// Compares, on a thread that may wait. `watched`: sockets are kept there.
@@ -56,7 +58,7 @@ pub(super) fn compare(
     watched: bool,
     mode: &ModeLook<'_>,
 ) -> LookResult {
-    let mut found = LookResult { comparison: Comparison::Moved, missing_listeners: None, opened: false };
+    let mut found = LookResult { comparison: Comparison::Moved, missing_listeners: None };
     if identity(&target.netns, target.found) != NetnsIdentity::Holds {
         return found;
     }
@@ -67,9 +69,8 @@ pub(super) fn compare(
         *sockets = None;
         sockets
     });
-    let mut looker = Looker { kernel, target, kept: &mut kept, opened: false };
+    let mut looker = Looker { kernel, target, kept: &mut kept, opened: mode.opened };
     let compared = target.netns.enter(|inside| looker.compare(inside, watched, mode));
-    found.opened = looker.opened;
     (found.comparison, found.missing_listeners) = match compared {
         Ok(Ok(missing)) => (Comparison::Equal, missing),
         Ok(Err(comparison)) => (comparison, None),
@@ -115,7 +116,9 @@ impl Looker<'_> {
 
     fn open(&mut self, inside: &Inside) {
         *self.kept = KeptSockets::open_inside(inside, &self.target.netns).ok();
-        self.opened = self.kept.is_some();
+        if let Some(kept) = self.kept {
+            (self.opened)(inside, kept);
+        }
     }
 
     fn differences(&mut self, inside: &Inside) -> Result<Vec<Difference>, Failure> {

@@ -11,15 +11,16 @@ use netns::NetnsId;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use super::entry::{LastLook, VerifiedSandbox};
+use super::entry::{LastLook, Meanwhile, VerifiedSandbox};
+use super::haste::ActInNetns;
 use super::identity::{NetnsIdentity, identity};
 use super::verifier::PodVerifier;
 use super::watch::NetnsWatch;
 use super::{ExpectedPod, culprit};
-use crate::slots::Task;
 use metrics::Metrics;
 
-/// The first change of pods is looked at without delay, and those that follow within this time together.
+/// The first change of pods is looked at without delay, and those that follow together: after so many times as long as that took, or this time at most.
+const REST: u32 = 20;
 const TOGETHER: Duration = Duration::from_millis(20);
 /// So many new pods are looked at at once: until then nobody hears of changes there.
 const FEW: usize = 4;
@@ -36,7 +37,7 @@ impl PodVerifier {
         tasks.spawn(self.clone().rounds());
         tasks.spawn(self.clone().probe_events());
         let mut looks = HashMap::new();
-        let (mut sync, mut synchronized) = (Some(self.now()), Duration::ZERO);
+        let (mut sync, mut not_before) = (Some(self.now()), Duration::ZERO);
         loop {
             let due = self.sandboxes().agenda.next();
             let next = [due, sync].into_iter().flatten().min();
@@ -46,7 +47,7 @@ impl PodVerifier {
                     self.guarded(number, Layer::Event, || self.take_events(number));
                 }
                 () = self.changed.notified() => {
-                    sync = sync.or(Some(self.now().max(synchronized + TOGETHER)));
+                    sync = sync.or(Some(self.now().max(not_before)));
                 }
                 () = self.hurried.notified() => {}
                 Some(done) = tasks.join_next_with_id() => {
@@ -58,8 +59,10 @@ impl PodVerifier {
                 () = tokio::time::sleep_until(until) => {}
             }
             if sync.is_some_and(|at| at <= self.now()) {
+                let began = self.now();
                 self.synchronize_guarded();
-                (sync, synchronized) = (None, self.now());
+                let now = self.now();
+                (sync, not_before) = (None, now + ((now - began) * REST).min(TOGETHER));
             }
             let due = self.sandboxes().agenda.take_due(self.now());
             for number in due {
@@ -156,54 +159,65 @@ impl PodVerifier {
     }
 
     /// Takes what the kernel tells of a namespace. What is ours asks for no look.
-    pub(super) fn take_events(&self, number: u64) {
+    pub(super) fn take_events(self: &Arc<Self>, number: u64) {
         let mut sandboxes = self.sandboxes();
         let now = self.now();
         let noticed = sandboxes.entries.get_mut(&number).and_then(|entry| {
-            // Who compares takes them at the end.
-            let mut kept = entry.kept.try_lock().ok()?;
+            let mut kept = match entry.kept.try_lock() {
+                Ok(kept) => kept,
+                // Who compares takes them at the end. Until then nobody knows who has changed something.
+                Err(_) => return Some(None),
+            };
             let noticed = kept.as_mut()?.take_events();
             if noticed.is_err() {
                 close(kept.take());
             }
-            Some(noticed.unwrap_or(Noticed { lost: true, ..Noticed::default() }))
+            Some(Some(noticed.unwrap_or(Noticed { lost: true, ..Noticed::default() })))
         });
-        let Some(noticed) = noticed else { return };
-        if noticed.routing
-            && let Some(entry) = sandboxes.entries.get(&number)
-        {
-            self.parts.conflicts.routing_changed(entry.target.netns.id());
-        }
-        if noticed.lost {
-            self.parts.metrics.verification_events_lost();
-        }
-        let act = sandboxes.change(number, |entry| {
-            let is_at_work = entry.mode.is_at_work(&entry.pod.uid);
-            let is_certain = !is_at_work || entry.tells_ours();
-            let is_foreign = noticed.commits.iter().any(|commit| !commit.is_own());
-            if is_certain {
-                self.note_writer(entry, &noticed.commits);
+        let act = match noticed {
+            None => return,
+            Some(None) => sandboxes.change(number, |entry| {
+                if entry.acts_meanwhile() {
+                    tokio::spawn(self.clone().act_meanwhile(number));
+                }
+                None
+            }),
+            Some(Some(noticed)) => {
+                if noticed.routing
+                    && let Some(entry) = sandboxes.entries.get(&number)
+                {
+                    self.parts.conflicts.routing_changed(entry.target.netns.id());
+                }
+                if noticed.lost {
+                    self.parts.metrics.verification_events_lost();
+                }
+                sandboxes.change(number, |entry| self.notice(entry, &noticed, now))
             }
-            match is_foreign || noticed.routing {
-                _ if noticed.lost => entry.notice(now),
-                true if !is_at_work || (is_foreign && is_certain) => entry.notice(now),
-                // Somebody else may have been at work there, too: the next turn tells.
-                true => entry.full = None,
-                false => {}
-            }
-            let may_act = is_foreign && !is_at_work && self.policy.leaves().is_none();
-            let act = if may_act { entry.mode.at_once(&entry.pod) } else { None };
-            let act = act.filter(|_| entry.haste.take(now))?;
-            Some((entry.pod.clone(), entry.target.netns.clone(), act))
-        });
+        };
         drop(sandboxes);
-        if let Some((pod, netns, act)) = act.flatten() {
-            let slots = self.parts.slots.clone();
+        if let Some(act) = act.flatten() {
             // What it does not come to is done when it is quiet.
-            tokio::spawn(async move {
-                let _ = slots.run(&pod, Task::Program, move || netns.enter(act)).await;
-            });
+            tokio::spawn(act.run(self.parts.slots.clone()));
         }
+    }
+
+    /// Takes what was told of a namespace; gives what is to be done there at once.
+    fn notice(&self, entry: &mut VerifiedSandbox, noticed: &Noticed, now: Duration) -> Option<ActInNetns> {
+        let is_at_work = entry.mode.is_at_work(&entry.pod.uid);
+        let is_certain = !is_at_work || entry.tells_ours();
+        let is_foreign = noticed.commits.iter().any(|commit| !commit.is_own());
+        if is_certain {
+            self.note_writer(entry, &noticed.commits);
+        }
+        match is_foreign || noticed.routing {
+            _ if noticed.lost => entry.notice(now),
+            true if !is_at_work || (is_foreign && is_certain) => entry.notice(now),
+            // Somebody else may have been at work there, too: the next turn tells.
+            true => entry.full = None,
+            false => {}
+        }
+        let act = if is_foreign { self.act_of(entry) } else { None };
+        act.filter(|_| entry.haste.take(now))
     }
 
     /// Notes who of others committed last.
@@ -222,12 +236,15 @@ impl PodVerifier {
     }
 
     /// What a sandbox's turn comes to: a full comparison, or nothing more.
-    fn begin(&self, number: u64) -> Option<Layer> {
+    fn begin(self: &Arc<Self>, number: u64) -> Option<Layer> {
         let mut sandboxes = self.sandboxes();
         let now = self.now();
         sandboxes.change(number, |entry| {
             if entry.mode.is_at_work(&entry.pod.uid) {
                 entry.put_off_for_work(now);
+                if entry.is_deaf() {
+                    tokio::spawn(self.clone().listen(number));
+                }
                 return None;
             }
             let is_tick = entry.tick <= now;
@@ -241,6 +258,7 @@ impl PodVerifier {
             };
             entry.retry = None;
             entry.busy = layer.is_some();
+            entry.meanwhile = Meanwhile::default();
             layer
         })?
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ::verification::{Culprit, DriftAction, Drifted, Layer, UnverifiableReason, VerificationState};
 use facts::PodRef;
-use kernel::watch::Fingerprint;
+use kernel::watch::{Fingerprint, KeptSockets};
 use netns::Inside;
 use telemetry::Scope;
 
@@ -62,7 +62,7 @@ impl PodVerifier {
         self.tell_permission();
     }
 
-    async fn compare(&self, number: u64, layer: Layer, task: Task) -> Option<LookResult> {
+    async fn compare(self: &Arc<Self>, number: u64, layer: Layer, task: Task) -> Option<LookResult> {
         let (pod, mode, target, kept, watched, writer) = {
             let sandboxes = self.sandboxes();
             let entry = sandboxes.entries.get(&number)?;
@@ -71,7 +71,7 @@ impl PodVerifier {
             (entry.pod.clone(), entry.mode.clone(), target, kept, entry.watched, writer)
         };
         let (backends, of) = (mode.backends(), pod.clone());
-        let sockets = kept.clone();
+        let verifier = self.clone();
         let began = Instant::now();
         let (conflicts, errors) = (self.parts.conflicts.clone(), Arc::new(AtomicUsize::new(0)));
         let counted = errors.clone();
@@ -96,13 +96,15 @@ impl PodVerifier {
             let is_superseded = |inside: &Inside| mode.is_superseded(&of, inside);
             let is_superseded: &(dyn Fn(&Inside) -> bool + Sync) = &is_superseded;
             let is_superseded = (layer == Layer::Event).then_some(is_superseded);
-            compare(kernel, &target, &sockets, watched, &ModeLook { is_superseded, inspect: &inspect })
+            let opened =
+                |inside: &Inside, kept: &KeptSockets| verifier.opened(number, (&*mode, &of), inside, kept);
+            let mode_look = ModeLook { opened: &opened, is_superseded, inspect: &inspect };
+            compare(kernel, &target, &kept, watched, &mode_look)
         };
         let found = self.parts.slots.run(&pod, task, look).await;
         let found = found.unwrap_or_else(|error| LookResult {
             comparison: Comparison::Failed { reason: UnverifiableReason::Kernel, text: fault::chain(&error) },
             missing_listeners: None,
-            opened: false,
         });
         let result = match &found.comparison {
             Comparison::Equal => Some("equal"),
@@ -115,9 +117,6 @@ impl PodVerifier {
             self.parts.metrics.verified(layer, result, began.elapsed());
         }
         self.conflicts(&pod.uid, errors.load(Ordering::Relaxed));
-        if found.opened {
-            self.wait_for_events(number, &kept);
-        }
         self.sandboxes().change(number, |entry| {
             if found.missing_listeners.is_some() {
                 entry.known.missing_listeners.clone_from(&found.missing_listeners);
@@ -139,16 +138,6 @@ impl PodVerifier {
                 self.note_writer(entry, &noticed.commits);
             }
         });
-    }
-
-    fn wait_for_events(&self, number: u64, kept: &super::look::SharedSockets) {
-        let Ok(kept) = kept.try_lock() else { return };
-        if let (Some(watch), Some(kept)) = (self.watch.get(), kept.as_ref())
-            && let Err(error) = watch.add(kept, number)
-        {
-            let text = "changes in a pod's network namespace are not heard of; it is looked at by turns";
-            self.parts.log.warn(text, &[("error", &error)]);
-        }
     }
 
     /// Takes what a comparison found; whether it is to be compared again, since something was put right.

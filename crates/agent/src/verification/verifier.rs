@@ -157,6 +157,20 @@ impl PodVerifier {
         self.changed.notify_one();
     }
 
+    /// Nobody works on a pod any more. One in which changes are not heard of yet is looked at now.
+    pub(crate) fn work_ended(&self, uid: &str) {
+        let now = self.now();
+        let mut sandboxes = self.sandboxes();
+        let of_pod = sandboxes.numbers.iter().filter(|((of, _), _)| of == uid);
+        let numbers: Vec<u64> = of_pod.map(|(_, number)| *number).collect();
+        let hurried = numbers
+            .into_iter()
+            .filter(|number| sandboxes.change(*number, |entry| entry.work_ended(now)).unwrap_or(false));
+        if hurried.count() > 0 {
+            self.hurried.notify_one();
+        }
+    }
+
     /// Goes by other options from now on.
     pub(crate) fn follow(&self, new: &VerifyConfig) {
         let now = self.now();
