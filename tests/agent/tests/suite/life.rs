@@ -93,6 +93,7 @@ fn metrics_have_exactly_these_names_and_labels() {
         "istio_cni_ambient_leftover_pods{}",
         "istio_cni_api_server_failures_total{reason}",
         "istio_cni_api_server_up{}",
+        "istio_cni_audit_events_lost_total{where}",
         "istio_cni_build_info{backend,commit,mode,version}",
         "istio_cni_capture_disabled_pods{mode}",
         "istio_cni_capture_enabled{}",
