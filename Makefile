@@ -16,8 +16,7 @@ e2e_dir = $(target_dir)/e2e
 release_dir = $(target_dir)/release
 # All at once, tests too: what a part of them asks of a library would have it built a second time.
 e2e_build = cargo build --profile e2e --workspace --lib --bins --tests
-# More at once than there are processors: they wait more than they work.
-e2e_test = RUST_TEST_THREADS=$$(( $$(nproc) * 3 / 2 )) ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --profile e2e --workspace --no-fail-fast
+e2e_test = ISTIO_CNI_BIN_DIR="$(e2e_dir)" cargo test --profile e2e --workspace --no-fail-fast
 
 .PHONY: help setup build demo test lint bench conformance soak audit chart manifests reference sbom image
 
